@@ -1,0 +1,30 @@
+# `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
+.PHONY: demo serve test unit lint campaign families clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+.venv/installed: pyproject.toml constraints.txt plugins/filesystem/pyproject.toml contrib/resolver-template/pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e ".[dev]" -e plugins/filesystem -e contrib/resolver-template
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python contrib/demo/demo.py
+
+serve: .venv/installed
+	$(BIN)/python contrib/demo/demo.py --serve
+
+test: lint
+	$(BIN)/pytest
+
+unit: .venv/installed
+	$(BIN)/pytest tests/core tests/kernels -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache

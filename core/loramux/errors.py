@@ -1,0 +1,69 @@
+"""Every error that loramux raises on purpose: what is wrong, which one, what to do."""
+
+from __future__ import annotations
+
+
+class LoramuxError(Exception):
+    """Base of all errors of loramux; anything else that escapes is a bug."""
+
+
+class ConfigInvalid(LoramuxError):
+    """A start-up setting is wrong; the message names the setting, its value and what is accepted."""
+
+
+class ModelUnsupported(LoramuxError):
+    """The base model cannot be served exactly; the message says why."""
+
+
+class RequestInvalid(LoramuxError):
+    """One request is wrong; `param` names the field, `code` is the stable machine-readable reason."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class AdapterNotFound(LoramuxError):
+    """No active source knows an adapter of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"adapter {name!r} does not exist")
+        self.name = name
+
+
+class AdapterInvalid(LoramuxError):
+    """The adapter exists, but cannot be served; `code` is one of ADAPTER_CODES."""
+
+    ADAPTER_CODES = ("adapter_invalid", "adapter_rank_too_high", "adapter_base_mismatch", "adapter_format_unsupported")
+
+    def __init__(self, name: str, reason: str, *, code: str = "adapter_invalid") -> None:
+        super().__init__(f"adapter {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
+        self.code = code
+
+
+class ResolverFailed(LoramuxError):
+    """A source that may own the name could not answer; `retry_after_seconds` says when asking again makes sense."""
+
+    def __init__(self, message: str, *, retryable: bool = True, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ResolverDenied(LoramuxError):
+    """A source knows the name, but it must not be served to this caller: the chain stops, the caller sees "not found"."""
+
+
+class PluginError(LoramuxError):
+    """A plugin could not be loaded or broke its contract; the message names it."""
+
+
+class EngineOverloaded(LoramuxError):
+    """The engine cannot take this request now; trying again later may work."""
+
+
+class EngineDead(LoramuxError):
+    """The engine thread has stopped; no request can be answered until a restart."""
