@@ -1,0 +1,115 @@
+"""The LoRA ops: add every row's own low-rank delta, `y[row] += (x[row] @ A.T) @ B.T`, to a batch of mixed adapters.
+
+Each op here is its contract, the torch reference that also serves on CPU, and the choice between it and Triton.
+In all of them: x, y and the weights share one dtype (float32, float16, bfloat16) and device; sums and the intermediate
+are float32; a result is rounded once, when it is added to y; rows in no segment, and rows whose slot has no pair, keep
+their bits; a row's result depends on no other row (up to the blocking of the backend's GEMM). ValueError names a shape
+that does not fit.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from loramux_kernels.backend import use_triton
+from loramux_kernels.segments import Segments
+from loramux_kernels.slot_weights import SlotWeights
+
+
+def lora_shrink(x: torch.Tensor, weights: SlotWeights, segments: Segments, out: torch.Tensor) -> None:
+    """Write `out[row, :rank] = x[row] @ A.T` for the rows of every segment.
+
+    x: [num_rows, in], out: [num_rows, at least max_rank] float32. Everything else in out, columns at and beyond the
+    rank of a row's slot included, is left as it was.
+    """
+    _check_rows(x, weights.in_features, weights, segments)
+    _check_shrunk(out, weights, segments)
+    if use_triton(x):
+        from loramux_kernels import lora_triton  # triton is imported where it is used
+
+        lora_triton.shrink(x, weights, segments, out)
+        return
+    for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
+        if (pair := weights.transposed(slot)) is not None:
+            torch.mm(x[start : start + length].float(), pair[0], out=out[start : start + length, : weights.ranks[slot]])
+
+
+def lora_expand(shrunk: torch.Tensor, weights: SlotWeights, segments: Segments, y: torch.Tensor) -> None:
+    """Add `y[row] += shrunk[row, :rank] @ B.T` to the rows of every segment.
+
+    shrunk: [num_rows, at least max_rank] float32, y: [num_rows, out]. Columns at and beyond a slot's rank are not read.
+    """
+    _check_rows(y, weights.out_features, weights, segments)
+    _check_shrunk(shrunk, weights, segments)
+    if use_triton(y):
+        from loramux_kernels import lora_triton
+
+        lora_triton.expand(shrunk, weights, segments, y)
+        return
+    for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
+        if (pair := weights.transposed(slot)) is not None:
+            y[start : start + length].add_(shrunk[start : start + length, : weights.ranks[slot]] @ pair[1])
+
+
+def lora_linear(x: torch.Tensor, weights: SlotWeights, segments: Segments, y: torch.Tensor) -> None:
+    """Add `y[row] += (x[row] @ A.T) @ B.T` to the rows of every segment; x: [num_rows, in], y: [num_rows, out]."""
+    if not segments.slots or not weights.max_rank:
+        return
+    _check_rows(x, weights.in_features, weights, segments)
+    _check_rows(y, weights.out_features, weights, segments)
+    if use_triton(x):
+        from loramux_kernels import lora_triton
+
+        lora_triton.linear(x, weights, segments, y)
+        return
+    rows = x.float()  # float32 x is returned as it is
+    for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
+        if (pair := weights.transposed(slot)) is None:
+            continue
+        shrunk = rows[start : start + length].mm(pair[0])
+        if y.dtype == torch.float32:
+            y[start : start + length].addmm_(shrunk, pair[1])
+        else:
+            y[start : start + length].add_(shrunk.mm(pair[1]))
+
+
+def lora_embedding(
+    token_ids: torch.Tensor, weights: SlotWeights, segments: Segments, y: torch.Tensor, scale: float = 1.0
+) -> None:
+    """Add `y[row] += scale * A[:, token_ids[row]] @ B.T` to the rows of every segment.
+
+    token_ids: [num_rows] int64, each in 0..in_features-1 where its row has a pair; A: [rank, vocabulary]; y:
+    [num_rows, out]. `scale` is what the model multiplies its embedding by (Gemma's embed_scale), 1 elsewhere.
+    """
+    if not segments.slots or not weights.max_rank:
+        return
+    if token_ids.dtype != torch.int64 or tuple(token_ids.shape) != (segments.num_rows,):
+        raise ValueError(
+            f"token_ids must be int64 [{segments.num_rows}], got {token_ids.dtype} {list(token_ids.shape)}"
+        )
+    _check_rows(y, weights.out_features, weights, segments)
+    if use_triton(y):
+        from loramux_kernels import lora_triton
+
+        lora_triton.embedding(token_ids, weights, segments, y, scale)
+        return
+    for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
+        if (pair := weights.transposed(slot)) is not None:
+            shrunk = pair[0][token_ids[start : start + length]]
+            y[start : start + length].add_(shrunk @ pair[1], alpha=scale)
+
+
+def _check_rows(rows: torch.Tensor, features: int, weights: SlotWeights, segments: Segments) -> None:
+    if rows.shape != (segments.num_rows, features):
+        raise ValueError(f"expected rows of shape [{segments.num_rows}, {features}], got {list(rows.shape)}")
+    if rows.dtype != weights.dtype:
+        raise ValueError(f"the rows are {rows.dtype}, the adapter weights {weights.dtype}")
+    if segments.max_slot >= weights.num_slots:
+        raise ValueError(f"segments name slot {segments.max_slot}, the module has {weights.num_slots} slots")
+
+
+def _check_shrunk(shrunk: torch.Tensor, weights: SlotWeights, segments: Segments) -> None:
+    if shrunk.dtype != torch.float32 or shrunk.dim() != 2 or shrunk.shape[0] != segments.num_rows:
+        raise ValueError(f"shrunk must be float32 [{segments.num_rows}, rank], got {shrunk.dtype} {list(shrunk.shape)}")
+    if shrunk.shape[1] < weights.max_rank:
+        raise ValueError(f"shrunk has {shrunk.shape[1]} columns, the highest rank is {weights.max_rank}")

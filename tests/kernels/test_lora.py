@@ -1,0 +1,117 @@
+"""The torch reference of the LoRA ops against a float64 loop over rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_cases import (
+    MIXES,
+    RANKS,
+    ROWS,
+    Batch,
+    assert_matches,
+    make_batch,
+    true_expand,
+    true_shrink,
+    untouched_rows,
+    written_columns,
+)
+from loramux_kernels import Segments, SlotWeights, lora_embedding, lora_expand, lora_linear, lora_shrink
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MIXED_RANKS = (8, 0, 1, 64, 17, 8, 8)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize("ranks", [*((rank,) * 4 for rank in RANKS), MIXED_RANKS], ids=str)
+def test_linear_adds_each_rows_own_delta(ranks: tuple[int, ...], num_rows: int, mix: str) -> None:
+    batch = make_batch(mix, num_rows, ranks, (72, 104))
+    want = true_expand(true_shrink(batch), batch)
+    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    assert_matches("y", batch.y, want, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_op_holds_its_dtypes_tolerance(mix: str, dtype: torch.dtype) -> None:
+    batch = make_batch(mix, 63, MIXED_RANKS, (1000, 80), dtype)
+    want = true_shrink(batch)
+    shrunk = torch.full((63, 64), float("nan"))
+    lora_shrink(batch.x, batch.weights, batch.segments, shrunk)
+    columns = written_columns(batch)
+    assert_matches("shrunk", shrunk[columns], want[columns], torch.float32)
+    assert shrunk[~columns].isnan().all()
+
+    expanded = batch.y.clone()
+    lora_expand(shrunk, batch.weights, batch.segments, expanded)
+    assert_matches("expanded", expanded, true_expand(want, batch), dtype)
+
+    linear = batch.y.clone()
+    lora_linear(batch.x, batch.weights, batch.segments, linear)
+    assert_matches("linear", linear, true_expand(want, batch), dtype)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_rows_without_an_adapter_keep_their_bits(mix: str) -> None:
+    batch = make_batch(mix, 63, MIXED_RANKS, (72, 104))
+    rows = untouched_rows(batch)
+    batch.y[rows, 0], batch.y[rows, 1] = -0.0, float("nan")  # what adding a zero would change, and what it would keep
+    batch.x[rows] = float("inf")
+    before = batch.y[rows].view(torch.int32).clone()
+    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    assert torch.equal(batch.y[rows].view(torch.int32), before)
+
+
+def test_a_row_of_nan_stays_alone() -> None:
+    batch = make_batch("distinct", 16, (8,) * 8, (72, 104))
+    start = batch.segments.starts[2]
+    batch.x[start] = float("nan")
+    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    assert batch.y.isnan().any(1).nonzero().flatten().tolist() == [start]
+
+
+@pytest.mark.parametrize("scale", [1.0, 24.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_embedding_adds_the_column_of_each_token(dtype: torch.dtype, scale: float) -> None:
+    batch = make_batch("zipf", 63, MIXED_RANKS, (300, 80), dtype)
+    token_ids = torch.arange(63) * 4 % 300
+    one_hot = torch.nn.functional.one_hot(token_ids, 300).to(dtype)
+    shrunk = true_shrink(Batch(one_hot, batch.y, batch.weights, batch.segments))
+    want = true_expand(shrunk, batch, scale)
+    lora_embedding(token_ids, batch.weights, batch.segments, batch.y, scale)
+    assert_matches("y", batch.y, want, dtype)
+
+
+def test_ops_work_inside_inference_mode_and_on_strided_rows() -> None:
+    batch = make_batch("zipf", 63, (8, 4, 8, 1), (72, 104))
+    want = true_expand(true_shrink(batch), batch)
+    wide = torch.full((63, 200), float("nan"))
+    wide[:, 50:154] = batch.y
+    with torch.inference_mode():
+        lora_linear(batch.x, batch.weights, batch.segments, wide[:, 50:154])
+    assert_matches("y", wide[:, 50:154], want, torch.float32)
+    assert wide[:, :50].isnan().all()
+    assert wide[:, 154:].isnan().all()
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    batch = make_batch("identical", 4, (8,), (72, 104))
+    with pytest.raises(ValueError, match=r"shape \[4, 72\], got \[3, 72\]"):
+        lora_linear(batch.x[:3], batch.weights, batch.segments, batch.y)
+    with pytest.raises(ValueError, match=r"adapter weights torch\.float32"):
+        lora_linear(batch.x.half(), batch.weights, batch.segments, batch.y)
+    with pytest.raises(ValueError, match="slot 3, the module has 1 slots"):
+        lora_linear(batch.x, batch.weights, Segments((3,), (0,), (4,), 4), batch.y)
+    with pytest.raises(ValueError, match="7 columns, the highest rank is 8"):
+        lora_shrink(batch.x, batch.weights, batch.segments, torch.empty(4, 7))
+    with pytest.raises(ValueError, match="token_ids must be int64"):
+        lora_embedding(torch.zeros(4, dtype=torch.int32), batch.weights, batch.segments, batch.y)
+
+
+def test_a_module_that_no_adapter_changes_costs_no_work() -> None:
+    weights = SlotWeights(2, 72, 104, torch.float32, "cpu")
+    y = torch.ones(4, 104)
+    lora_linear(torch.empty(0), weights, Segments((0,), (0,), (4,), 4), y)  # x is not even looked at
+    assert torch.equal(y, torch.ones(4, 104))
