@@ -54,7 +54,7 @@ class ResolverFailed(LoramuxError):
 
 
 class ResolverDenied(LoramuxError):
-    """A source knows the name, but it must not be served to this caller: the chain stops, the caller sees "not found"."""
+    """A source knows the name, but must not serve it to this caller: the chain stops, the caller sees "not found"."""
 
 
 class PluginError(LoramuxError):

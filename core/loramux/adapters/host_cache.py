@@ -1,0 +1,283 @@
+"""HostCache: the adapters kept in host memory, ready to be placed in a slot.
+
+One load per adapter however many requests wait for it; an adapter that a request holds, or that is pinned, is never
+evicted. When every place is held, later adapters wait at the door in order of arrival. Thread-safe; files are read and
+checked in the cache's own threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loramux.adapters.packed import PackedAdapter
+from loramux.errors import AdapterInvalid, EngineDead, LoramuxError, RequestInvalid
+from loramux.lora.request import LoRARequest
+
+NUM_LOADER_THREADS = 2
+
+
+class CacheListener(Protocol):
+    """What the owner of the cache wants to hear; called from any thread, without the cache's lock."""
+
+    def adapter_loaded(self, request: LoRARequest) -> None:
+        """Report that an adapter was read, checked and packed."""
+
+    def adapter_dropped(self, request: LoRARequest, *, unloaded: bool) -> None:
+        """Report that an adapter left host memory: evicted for another one, or unloaded."""
+
+
+class Lease:
+    """A request's hold on one adapter: it stays in host memory until `release`, which is idempotent."""
+
+    def __init__(self, adapter: PackedAdapter, release: Callable[[], None]) -> None:
+        self.adapter = adapter
+        self._release: Callable[[], None] | None = release
+        self._lock = threading.Lock()
+
+    def release(self) -> None:
+        """Let go; calling it again does nothing."""
+        with self._lock:
+            release, self._release = self._release, None
+        if release is not None:
+            release()
+
+
+@dataclass(slots=True)
+class _Entry:
+    request: LoRARequest
+    adapter: PackedAdapter | None = None  # None while it is being read
+    num_leases: int = 0
+    is_pinned: bool = False
+    is_removed: bool = False
+    waiters: list[Future[Lease]] = field(default_factory=list)
+
+
+class HostCache:
+    """At most `capacity` adapters, least recently used out first.
+
+    `load` reads, checks and packs one adapter; it raises AdapterInvalid.
+    """
+
+    def __init__(
+        self, *, capacity: int, load: Callable[[LoRARequest], PackedAdapter], listener: CacheListener | None = None
+    ) -> None:
+        self.capacity = capacity
+        self._load = load
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._leaving: list[_Entry] = []  # removed, but some request still holds them
+        self._door: deque[tuple[LoRARequest, Future[Lease]]] = deque()
+        self._names: dict[int, LoRARequest] = {}
+        self._threads = ThreadPoolExecutor(NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter")
+        self._is_closed = False
+
+    @property
+    def num_leases(self) -> int:
+        with self._lock:
+            return sum(entry.num_leases for entry in [*self._entries.values(), *self._leaving])
+
+    @property
+    def num_waiting(self) -> int:
+        with self._lock:
+            return len(self._door)
+
+    def has_room(self, request: LoRARequest) -> bool:
+        """Whether `acquire` would start at once, rather than wait for other requests to end."""
+        with self._lock:
+            if request.lora_int_id in self._entries:
+                return True
+            held = len(self._entries) + len(self._leaving)
+            return not self._door and (held < self.capacity or any(map(self._is_evictable, self._entries.values())))
+
+    def ids(self) -> set[int]:
+        """Return the ids of the adapters in host memory."""
+        with self._lock:
+            return {adapter_id for adapter_id, entry in self._entries.items() if entry.adapter is not None}
+
+    def acquire(self, request: LoRARequest) -> Future[Lease]:
+        """Return a future lease; it fails with AdapterInvalid when the adapter cannot be served.
+
+        Raises RequestInvalid when the id already belongs to another name or path.
+        """
+        future: Future[Lease] = Future()
+        with self._lock:
+            if self._is_closed:
+                raise EngineDead("the engine has been shut down")
+            self._check_identity(request)
+            self._door.append((request, future))
+        self._serve_door()
+        return future
+
+    def pin(self, adapter_id: int) -> bool:
+        """Keep a resident adapter in host memory; False when it is not there."""
+        with self._lock:
+            entry = self._entries.get(adapter_id)
+            if entry is None or entry.adapter is None:
+                return False
+            entry.is_pinned = True
+            return True
+
+    def unpin(self, adapter_id: int) -> None:
+        """Undo `pin`."""
+        with self._lock:
+            if (entry := self._entries.get(adapter_id)) is not None:
+                entry.is_pinned = False
+
+    def adapter(self, adapter_id: int) -> PackedAdapter | None:
+        """Return a resident adapter without using it."""
+        with self._lock:
+            entry = self._entries.get(adapter_id)
+            return None if entry is None else entry.adapter
+
+    def remove(self, adapter_id: int) -> bool:
+        """Unload an adapter: its memory is freed when the last request that holds it ends. False when unknown."""
+        with self._lock:
+            known = self._names.pop(adapter_id, None)
+            entry = self._entries.get(adapter_id)
+            if entry is not None:
+                self._take_out(entry)
+        if entry is not None:
+            self._serve_door()
+            self._report_dropped(entry, unloaded=True)
+        return known is not None
+
+    def close(self) -> None:
+        """Stop the loader threads; leases that are still awaited fail with EngineDead."""
+        with self._lock:
+            self._is_closed = True
+            waiting = [future for _request, future in self._door]
+            self._door.clear()
+        for future in waiting:
+            _fail(future, EngineDead("the engine has been shut down"))
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    # --- the door: everything that changes who is resident
+
+    def _check_identity(self, request: LoRARequest) -> None:
+        known = self._names.get(request.lora_int_id)
+        if known is None:
+            self._names[request.lora_int_id] = request
+        elif (known.lora_name, known.lora_path) != (request.lora_name, request.lora_path):
+            raise RequestInvalid(
+                f"lora_int_id {request.lora_int_id} already belongs to adapter {known.lora_name!r} at "
+                f"{known.lora_path!r}; adapter {request.lora_name!r} at {request.lora_path!r} needs an id of its own",
+                param="lora_int_id",
+            )
+
+    def _serve_door(self) -> None:
+        """Give a lease to everyone at the door who can have one, and start the loads that have room."""
+        ready: list[tuple[Future[Lease], _Entry]] = []
+        dropped: list[_Entry] = []
+        with self._lock:
+            still_waiting: deque[tuple[LoRARequest, Future[Lease]]] = deque()
+            for request, future in self._door:
+                if future.cancelled():
+                    continue
+                entry = self._entries.get(request.lora_int_id)
+                if entry is None and not still_waiting:
+                    entry = self._start_load(request, dropped)
+                if entry is None:
+                    still_waiting.append((request, future))
+                elif entry.adapter is None:
+                    entry.waiters.append(future)
+                else:
+                    ready.append((future, self._hold(entry)))
+            self._door = still_waiting
+        for entry in dropped:
+            self._report_dropped(entry, unloaded=False)
+        for future, entry in ready:
+            self._hand_out(future, entry)
+
+    def _start_load(self, request: LoRARequest, dropped: list[_Entry]) -> _Entry | None:
+        if len(self._entries) + len(self._leaving) >= self.capacity:
+            victim = next((entry for entry in self._entries.values() if self._is_evictable(entry)), None)
+            if victim is None:
+                return None
+            self._entries.pop(victim.request.lora_int_id)
+            dropped.append(victim)
+        entry = self._entries[request.lora_int_id] = _Entry(request)
+        self._threads.submit(self._load_entry, entry)
+        return entry
+
+    @staticmethod
+    def _is_evictable(entry: _Entry) -> bool:
+        return entry.adapter is not None and entry.num_leases == 0 and not entry.is_pinned
+
+    def _load_entry(self, entry: _Entry) -> None:
+        name = entry.request.lora_name
+        try:
+            adapter = self._load(entry.request)
+        except LoramuxError as error:
+            self._finish_failed(entry, error)
+        except Exception as error:  # a reader's bug must fail this adapter's requests, and nothing else
+            self._finish_failed(entry, AdapterInvalid(name, f"could not be read: {type(error).__name__}: {error}"))
+        else:
+            self._finish_loaded(entry, adapter)
+
+    def _finish_loaded(self, entry: _Entry, adapter: PackedAdapter) -> None:
+        if self._listener is not None:
+            self._listener.adapter_loaded(entry.request)
+        with self._lock:
+            entry.adapter = adapter
+            waiters, entry.waiters = entry.waiters, []
+            for _waiter in waiters:
+                self._hold(entry)
+        for future in waiters:
+            self._hand_out(future, entry)
+        self._serve_door()
+
+    def _finish_failed(self, entry: _Entry, error: LoramuxError) -> None:
+        with self._lock:
+            waiters, entry.waiters = entry.waiters, []
+            if entry in self._leaving:
+                self._leaving.remove(entry)
+            if self._entries.get(entry.request.lora_int_id) is entry:
+                del self._entries[entry.request.lora_int_id]
+                self._names.pop(entry.request.lora_int_id, None)
+        for future in waiters:
+            _fail(future, error)
+        self._serve_door()
+
+    def _take_out(self, entry: _Entry) -> None:
+        del self._entries[entry.request.lora_int_id]
+        entry.is_removed = True
+        if entry.adapter is None or entry.num_leases:
+            self._leaving.append(entry)
+
+    # --- leases
+
+    def _hold(self, entry: _Entry) -> _Entry:
+        entry.num_leases += 1
+        if not entry.is_removed:
+            self._entries.move_to_end(entry.request.lora_int_id)
+        return entry
+
+    def _hand_out(self, future: Future[Lease], entry: _Entry) -> None:
+        assert entry.adapter is not None
+        lease = Lease(entry.adapter, lambda: self._let_go(entry))
+        if future.set_running_or_notify_cancel():
+            future.set_result(lease)
+        else:
+            lease.release()
+
+    def _let_go(self, entry: _Entry) -> None:
+        with self._lock:
+            entry.num_leases -= 1
+            if entry.num_leases == 0 and entry in self._leaving and not entry.waiters:
+                self._leaving.remove(entry)
+        self._serve_door()
+
+    def _report_dropped(self, entry: _Entry, *, unloaded: bool) -> None:
+        if self._listener is not None and entry.adapter is not None:
+            self._listener.adapter_dropped(entry.request, unloaded=unloaded)
+
+
+def _fail(future: Future[Lease], error: LoramuxError) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(error)

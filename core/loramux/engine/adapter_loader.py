@@ -1,0 +1,73 @@
+"""AdapterLoader: how the host cache gets an adapter: read and checked against the base, cast, packed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from loramux.adapters.packed import PackedAdapter, pack
+from loramux.adapters.peft_checkpoint import read_adapter
+from loramux.adapters.weights import BaseModelSpec
+from loramux.config import EngineArgs
+from loramux.lora.request import LoRARequest
+from loramux.model.loader import LoadedModel
+from loramux.model.lora_model import base_weight_reader
+
+logger = logging.getLogger(__name__)
+
+
+class AdapterLoader:
+    """Runs in the host cache's threads; touches no engine state but the base model's weights, which never change."""
+
+    def __init__(
+        self,
+        base: BaseModelSpec,
+        loaded: LoadedModel,
+        args: EngineArgs,
+        *,
+        on_event: Callable[[str, LoRARequest], None] | None = None,
+    ) -> None:
+        self._base = base
+        self._dtype = loaded.dtype
+        self._base_weight = base_weight_reader(loaded.model)
+        self._max_lora_rank = args.max_lora_rank
+        self._base_match = args.base_match
+        self._on_event = on_event
+
+    def load(self, request: LoRARequest) -> PackedAdapter:
+        """Read one adapter. Raises AdapterInvalid with the reason."""
+        started = time.perf_counter()
+        weights = read_adapter(
+            request.lora_name,
+            Path(request.lora_path).expanduser(),
+            base=self._base,
+            max_lora_rank=self._max_lora_rank,
+            base_match=self._base_match,
+            serving_dtype=self._dtype,
+            base_weight=self._base_weight,
+        )
+        adapter = pack(weights, self._dtype)
+        logger.info(
+            "adapter loaded name=%s id=%d digest=%s rank=%d bytes=%d seconds=%.3f",
+            request.lora_name,
+            request.lora_int_id,
+            adapter.digest[:12],
+            adapter.max_rank,
+            adapter.nbytes,
+            time.perf_counter() - started,
+        )
+        return adapter
+
+    def adapter_loaded(self, request: LoRARequest) -> None:
+        """Tell whoever listens that an adapter is in host memory."""
+        if self._on_event is not None:
+            self._on_event("loaded", request)
+
+    def adapter_dropped(self, request: LoRARequest, *, unloaded: bool) -> None:
+        """Tell whoever listens that an adapter left host memory."""
+        verb = "unloaded" if unloaded else "evicted"
+        logger.info("adapter %s name=%s id=%d", verb, request.lora_name, request.lora_int_id)
+        if self._on_event is not None:
+            self._on_event(verb, request)

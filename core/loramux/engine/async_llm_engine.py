@@ -1,0 +1,276 @@
+"""AsyncLLMEngine: the engine in its own thread, an async iterator per request on the event loop.
+
+The two sides meet here and nowhere else: calls go into an inbox that the engine thread empties between steps; outputs
+come back with one hop to the loop per step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+from loramux.config import EngineArgs, StartupSummary
+from loramux.engine.llm_engine import EventListener, LLMEngine
+from loramux.engine.prompts import Prompt
+from loramux.errors import EngineDead, LoramuxError
+from loramux.lora.request import LoRARequest
+from loramux.outputs import RequestOutput
+from loramux.sampling_params import SamplingParams
+from loramux.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Stream:
+    """The outputs of one request on their way to its reader; a slow reader finds only the latest one, cumulative."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._latest: RequestOutput | None = None
+        self._error: LoramuxError | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, output: RequestOutput) -> None:
+        self._latest = output
+        self._changed.set()
+
+    def fail(self, error: LoramuxError) -> None:
+        self._error = error
+        self._changed.set()
+
+    async def get(self) -> RequestOutput:
+        await self._changed.wait()
+        self._changed.clear()
+        if self._error is not None:
+            raise self._error
+        output, self._latest = self._latest, None
+        assert output is not None
+        if output.error is not None:
+            raise output.error
+        return output
+
+
+class AsyncLLMEngine:
+    """One engine for many tasks. Methods may be called from any event loop; `shutdown` from any thread."""
+
+    def __init__(self, args: EngineArgs, *, on_adapter_event: EventListener | None = None) -> None:
+        self.config = args
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._streams: dict[str, _Stream] = {}
+        self._is_stopping = False
+        self._dead: EngineDead | None = None
+        self._engine = LLMEngine(args, on_adapter_event=on_adapter_event, on_adapter_ready=self._notify)
+        self._thread = threading.Thread(target=self._run, name="loramux-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_engine_args(
+        cls, engine_args: EngineArgs, *, on_adapter_event: EventListener | None = None
+    ) -> AsyncLLMEngine:
+        """Load the model and start the engine thread. Blocks; raises ConfigInvalid or ModelUnsupported."""
+        return cls(engine_args, on_adapter_event=on_adapter_event)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._engine.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self._engine.runner.loaded.vocab_size
+
+    @property
+    def summary(self) -> StartupSummary:
+        return self._engine.summary()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine thread still takes requests."""
+        return self._dead is None and not self._is_stopping
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        request_id: str,
+        lora_request: LoRARequest | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Yield the request's output each time it has grown; every output is cumulative, the last one is finished.
+
+        Leaving the iterator early, by closing it or by cancellation, aborts the request. Raises RequestInvalid,
+        AdapterInvalid or EngineDead.
+        """
+        stream = _Stream(asyncio.get_running_loop())
+        added = self._call(lambda: self._add(request_id, prompt, sampling_params, lora_request, stream))
+        try:
+            await asyncio.wrap_future(added)
+            while True:
+                output = await stream.get()
+                yield output
+                if output.finished:
+                    return
+        finally:
+            self._post(lambda: self._leave(request_id, stream))
+
+    async def abort(self, request_id: str) -> None:
+        """End a request now; its reader gets a last output with finish_reason "abort"."""
+        await asyncio.wrap_future(self._call(lambda: self._abort(request_id)))
+
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Bring an adapter into host memory, waiting for room; False when it was there. Raises AdapterInvalid."""
+        self._check_alive()
+        is_new = lora_request.lora_int_id not in self._engine.host_cache.ids()
+        self._engine.check_lora_enabled(lora_request)
+        lease = await asyncio.wrap_future(self._engine.host_cache.acquire(lora_request))
+        lease.release()
+        return is_new
+
+    async def remove_lora(self, lora_int_id: int) -> bool:
+        """Unload an adapter; requests that use it finish first. False when the id is unknown."""
+        return await asyncio.wrap_future(self._call(lambda: self._engine.remove_lora(lora_int_id)))
+
+    async def list_loras(self) -> set[int]:
+        """Return the ids of the adapters in host memory."""
+        return self._engine.list_loras()
+
+    async def pin_lora(self, lora_int_id: int) -> bool:
+        """Keep a loaded adapter in host memory and in its slot. False when it is not loaded."""
+        return await asyncio.wrap_future(self._call(lambda: self._engine.pin_lora(lora_int_id)))
+
+    async def check_health(self) -> None:
+        """Raise EngineDead when the engine thread has stopped."""
+        self._check_alive()
+
+    def counters(self) -> dict[str, int]:
+        """What the engine holds right now; see LLMEngine.counters."""
+        return self._engine.counters()
+
+    def shutdown(self) -> None:
+        """Abort what runs, stop the engine thread and wait for it. Idempotent."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    # --- the engine thread
+
+    def _run(self) -> None:
+        error = EngineDead("the engine has been shut down")
+        try:
+            while self._wait_for_work():
+                self._empty_inbox()
+                self._deliver(self._engine.advance())
+        except Exception as exc:  # the thread's border: every reader must hear of it
+            logger.exception("engine thread died")
+            error = EngineDead(f"the engine stopped: {exc}")
+        self._end(error)
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._is_stopping or self._inbox or self._engine.can_advance())
+            return not self._is_stopping
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _deliver(self, outputs: list[RequestOutput]) -> None:
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, RequestOutput]]] = {}
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                by_loop.setdefault(stream.loop, []).append((stream, output))
+            if output.finished:
+                self._streams.pop(output.request_id, None)
+        for loop, pairs in by_loop.items():
+            _hop(loop, partial(_put_all, pairs))
+
+    def _end(self, error: EngineDead) -> None:
+        with self._wake:
+            self._dead = error
+            self._is_stopping = True
+        self._empty_inbox()
+        for stream in self._streams.values():
+            _hop(stream.loop, partial(stream.fail, error))
+        self._streams.clear()
+        self._engine.shutdown()
+
+    def _add(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        lora_request: LoRARequest | None,
+        stream: _Stream,
+    ) -> None:
+        self._engine.add_request(request_id, prompt, params, lora_request)
+        self._streams[request_id] = stream
+
+    def _abort(self, request_id: str) -> None:
+        output = self._engine.abort_request(request_id)
+        if output is not None:
+            self._deliver([output])
+
+    def _leave(self, request_id: str, stream: _Stream) -> None:
+        if self._streams.get(request_id) is stream:
+            del self._streams[request_id]
+            self._engine.abort_request(request_id)
+
+    # --- from the other threads
+
+    def _call(self, function: Callable[[], T]) -> Future[T]:
+        """Run a function on the engine thread, between two steps."""
+        self._check_alive()
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                if self._dead is not None:
+                    raise self._dead
+                future.set_result(function())
+            except Exception as exc:  # handed to the caller as it is
+                future.set_exception(exc)
+
+        self._post(run)
+        return future
+
+    def _post(self, function: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(function)
+            self._wake.notify()
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise self._dead
+        if self._is_stopping:
+            raise EngineDead("the engine is shutting down")
+
+
+def _put_all(pairs: list[tuple[_Stream, RequestOutput]]) -> None:
+    for stream, output in pairs:
+        stream.put(output)
+
+
+def _hop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        logger.debug("the event loop of a reader is closed")

@@ -1,0 +1,368 @@
+"""LLMEngine: requests in, outputs out, one `step` at a time: schedule, execute, update.
+
+Not thread-safe: one thread owns an engine. Adapters are read and checked by the host cache's own threads while the
+steps go on; a request enters the scheduler when its adapter is in host memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from loramux.adapters.host_cache import HostCache, Lease
+from loramux.adapters.slots import SlotTable
+from loramux.batch import ScheduledBatch
+from loramux.config import EngineArgs, StartupSummary
+from loramux.engine.adapter_loader import AdapterLoader
+from loramux.engine.answers import Answer, RequestGroup
+from loramux.engine.block_pool import BlockPool
+from loramux.engine.prompts import Prompt, tokenize_prompt
+from loramux.engine.scheduler import Scheduler
+from loramux.errors import ConfigInvalid, EngineDead, EngineOverloaded, LoramuxError, RequestInvalid
+from loramux.lora.request import LoRARequest
+from loramux.model.loader import load_model, locate
+from loramux.model.runner import ModelRunner, SequenceResult
+from loramux.outputs import RequestOutput
+from loramux.sampling_params import SamplingParams
+from loramux.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS = 3  # in a row; after that the engine is taken to be broken, not its requests
+ADAPTER_WAIT_SECONDS = 1.0
+EventListener = Callable[[str, LoRARequest], None]
+
+
+class LLMEngine:
+    """One base model, its KV memory, its adapters, and the requests under way."""
+
+    def __init__(
+        self,
+        args: EngineArgs,
+        *,
+        on_adapter_event: EventListener | None = None,
+        on_adapter_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.args = args
+        self._on_adapter_ready = on_adapter_ready
+        loaded = load_model(args)
+        self.runner = ModelRunner(loaded, args)
+        source = locate(args.tokenizer or args.model)
+        self.tokenizer = Tokenizer.load(source.location, gguf_file=source.gguf_file)
+        self.eos_token_ids = loaded.eos_token_ids | frozenset(self.tokenizer.eos_token_ids)
+        self.max_model_len = self.runner.max_model_len
+        self.slots = SlotTable(args.max_loras)
+        self.block_pool = BlockPool(num_blocks=self.runner.kv_cache.num_blocks, block_size=args.block_size)
+        self.scheduler = Scheduler(
+            block_pool=self.block_pool,
+            slots=self.slots,
+            max_num_seqs=args.max_num_seqs,
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            slot_wait_limit=args.slot_wait_limit,
+            enable_prefix_caching=args.enable_prefix_caching,
+        )
+        loader = AdapterLoader(self.runner.base, self.runner.loaded, args, on_event=on_adapter_event)
+        self.host_cache = HostCache(capacity=args.host_loras, load=loader.load, listener=loader)
+        self._random = random.Random(args.seed)
+        self._groups: dict[str, RequestGroup] = {}
+        self._sequences: dict[str, tuple[RequestGroup, Answer]] = {}
+        self._awaiting_adapter: dict[str, Future[Lease]] = {}
+        self._num_failed_steps = 0
+        logger.info("engine started %s", self.summary())
+
+    @classmethod
+    def from_engine_args(cls, engine_args: EngineArgs) -> LLMEngine:
+        """Load the model and size its memory. Raises ConfigInvalid or ModelUnsupported."""
+        return cls(engine_args)
+
+    def summary(self) -> StartupSummary:
+        """Say what the arguments came to."""
+        args, cache = self.args, self.runner.kv_cache
+        num_loras = args.max_loras if args.enable_lora else 0
+        kv_tokens = cache.num_blocks * cache.block_size
+        return StartupSummary(
+            model=args.model,
+            device=str(self.runner.loaded.device),
+            dtype=str(self.runner.loaded.dtype).removeprefix("torch."),
+            max_model_len=self.max_model_len,
+            kv_tokens=kv_tokens,
+            kv_bytes=kv_tokens * self.runner.kv_bytes_per_token,
+            max_num_seqs=args.max_num_seqs,
+            max_loras=num_loras,
+            max_lora_rank=args.max_lora_rank if num_loras else 0,
+            max_cpu_loras=args.host_loras if num_loras else 0,
+        )
+
+    # --- requests
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        lora_request: LoRARequest | None = None,
+    ) -> None:
+        """Queue a request. Raises RequestInvalid when it can never be answered.
+
+        An adapter that turns out to be invalid ends the request with an output whose `error` says why.
+        """
+        params = sampling_params or SamplingParams()
+        if request_id in self._groups:
+            raise RequestInvalid(f"request_id {request_id!r} is already in use", param="request_id")
+        tokenized = tokenize_prompt(prompt, self.tokenizer, self.runner.loaded.vocab_size)
+        self._check_length(len(tokenized.token_ids), params)
+        params.check_vocabulary(self.runner.loaded.vocab_size)
+        group = RequestGroup(request_id, tokenized.text, tokenized.token_ids, params, lora_request)
+        if lora_request is None:
+            self._start(group)
+        else:
+            self.check_lora_enabled(lora_request)
+            future = self._awaiting_adapter[request_id] = self.host_cache.acquire(lora_request)
+            if self._on_adapter_ready is not None:
+                wake = self._on_adapter_ready
+                future.add_done_callback(lambda _future: wake())
+        self._groups[request_id] = group
+
+    def abort_request(self, request_id: str) -> RequestOutput | None:
+        """End a request now and free everything it holds; None when it is not under way."""
+        group = self._groups.get(request_id)
+        if group is None:
+            return None
+        for answer in group.answers:
+            if answer.finish_reason is None:
+                answer.finish("abort")
+                self._finish_sequence(answer)
+        self._close(group)
+        return group.output()
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step` has anything left to do."""
+        return bool(self._groups)
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step; return the outputs of the requests that changed. Waits for an adapter only when nothing runs."""
+        outputs = self.advance()
+        if not outputs and self._awaiting_adapter and not self.scheduler.has_work():
+            wait(list(self._awaiting_adapter.values()), timeout=ADAPTER_WAIT_SECONDS, return_when="FIRST_COMPLETED")
+        return outputs
+
+    def advance(self) -> list[RequestOutput]:
+        """Like `step`, but never waits for an adapter."""
+        outputs = self._admit_loaded()
+        batch = self.scheduler.schedule()
+        return outputs if batch is None else outputs + self._run(batch)
+
+    def can_advance(self) -> bool:
+        """Whether `advance` has something to compute or to report now."""
+        return self.scheduler.has_work() or any(future.done() for future in self._awaiting_adapter.values())
+
+    # --- adapters
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Bring an adapter into host memory; False when it was there. Raises AdapterInvalid."""
+        self.check_lora_enabled(lora_request)
+        if not self.host_cache.has_room(lora_request):
+            raise EngineOverloaded(
+                f"adapter {lora_request.lora_name!r} cannot be loaded now: all {self.host_cache.capacity} adapters in "
+                "host memory are in use (max_cpu_loras)"
+            )
+        is_new = lora_request.lora_int_id not in self.host_cache.ids()
+        self.host_cache.acquire(lora_request).result().release()
+        return is_new
+
+    def remove_lora(self, lora_int_id: int) -> bool:
+        """Unload an adapter; requests that use it finish first. False when the id is unknown."""
+        adapter = self.host_cache.adapter(lora_int_id)
+        removed = self.host_cache.remove(lora_int_id)
+        if adapter is not None:
+            self.retire_slot(adapter.digest)
+        return removed
+
+    def retire_slot(self, digest: str) -> None:
+        """Free the slot of unloaded content: now, or after its last sequence."""
+        self.slots.retire(digest)
+        self._clear_vacated()
+
+    def list_loras(self) -> set[int]:
+        """Return the ids of the adapters in host memory."""
+        return self.host_cache.ids()
+
+    def pin_lora(self, lora_int_id: int) -> bool:
+        """Keep a loaded adapter in host memory, and in its slot once it is there. False when it is not loaded.
+
+        Raises RequestInvalid when pinning it would leave no slot for the other adapters.
+        """
+        adapter = self.host_cache.adapter(lora_int_id)
+        if adapter is None or not self.host_cache.pin(lora_int_id):
+            return False
+        if not self.slots.pin(adapter.digest):
+            self.host_cache.unpin(lora_int_id)
+            raise RequestInvalid(
+                f"adapter id {lora_int_id} cannot be pinned: one of {self.args.max_loras} slots must stay free for others",
+                param="lora_int_id",
+            )
+        return True
+
+    def counters(self) -> dict[str, int]:
+        """What is held right now; all but free_blocks are 0 when nothing runs."""
+        return {
+            "free_blocks": self.block_pool.num_free,
+            "used_blocks": self.block_pool.num_blocks - self.block_pool.num_free,
+            "slots_in_use": self.slots.num_in_use,
+            "leases": self.host_cache.num_leases,
+            "running": len(self.scheduler.running),
+            "waiting": len(self.scheduler.waiting) + len(self._awaiting_adapter),
+        }
+
+    def shutdown(self) -> None:
+        """End every request and stop the loader threads."""
+        for request_id in list(self._groups):
+            self.abort_request(request_id)
+        self.host_cache.close()
+
+    # --- inside a step
+
+    def _admit_loaded(self) -> list[RequestOutput]:
+        """Hand the requests whose adapter has arrived to the scheduler; end those whose adapter is invalid."""
+        outputs = []
+        for request_id, future in list(self._awaiting_adapter.items()):
+            if not future.done():
+                continue
+            del self._awaiting_adapter[request_id]
+            group = self._groups[request_id]
+            try:
+                group.lease = future.result(timeout=0)
+            except LoramuxError as error:
+                outputs.append(self._fail(group, error))
+            else:
+                self._start(group)
+        return outputs
+
+    def _start(self, group: RequestGroup) -> None:
+        params = group.params
+        seeds = [self._random.getrandbits(63) if params.seed is None else params.seed + i for i in range(params.n)]
+        group.start(self.tokenizer, max_total_tokens=self.max_model_len, seeds=seeds, eos=self.eos_token_ids)
+        for answer in group.answers:
+            self._sequences[answer.request.request_id] = (group, answer)
+            self.scheduler.add(answer.request)
+
+    def _run(self, batch: ScheduledBatch) -> list[RequestOutput]:
+        try:
+            self._place_adapters(batch)
+            rows = {s.request_id: self._sequences[s.request_id][1].sampling for s in batch.sequences}
+            results = self.runner.execute(batch, rows)
+        except Exception as exc:
+            # the border: a step that fails ends the requests in it, and no other
+            logger.exception("step failed requests=%s", [s.request_id for s in batch.sequences])
+            return self._fail_batch(batch, exc)
+        self._num_failed_steps = 0
+        return self._update(batch, results)
+
+    def _place_adapters(self, batch: ScheduledBatch) -> None:
+        if not batch.slot_loads:
+            return
+        wanted = {load.digest: load.slot for load in batch.slot_loads}
+        for sequence in batch.sequences:
+            lease = self._sequences[sequence.request_id][0].lease
+            slot = None if lease is None else wanted.pop(lease.adapter.digest, None)
+            if lease is not None and slot is not None:
+                self.runner.place_adapter(slot, lease.adapter)
+        assert not wanted, "a slot load without a sequence"
+
+    def _update(self, batch: ScheduledBatch, results: dict[str, SequenceResult]) -> list[RequestOutput]:
+        changed: dict[str, RequestGroup] = {}
+        for sequence in batch.sequences:
+            group, answer = self._sequences[sequence.request_id]
+            result = results[sequence.request_id]
+            self.scheduler.complete(answer.request, len(sequence.token_ids))
+            if result.failed:
+                self.scheduler.forget_step(answer.request)
+                group.error = EngineDead(f"request {group.request_id!r}: the model gave no usable numbers for it")
+                answer.finish("abort")
+            elif result.prompt_logprobs:
+                group.take_prompt_logprobs(result.prompt_logprobs, self.tokenizer)
+                answer.request.num_prompt_logprobs += len(result.prompt_logprobs)
+            if result.sampled is not None:
+                answer.take(result.sampled, self.tokenizer, self.eos_token_ids)
+                changed[group.request_id] = group
+            if answer.finish_reason is not None:
+                changed[group.request_id] = group
+                self._finish_sequence(answer)
+        return [self._collect(group) for group in changed.values()]
+
+    def _collect(self, group: RequestGroup) -> RequestOutput:
+        if group.error is not None:
+            return self._fail(group, group.error)
+        if group.is_finished:
+            self._close(group)
+        return group.output()
+
+    def _fail(self, group: RequestGroup, error: LoramuxError) -> RequestOutput:
+        group.error = error
+        self.abort_request(group.request_id)
+        return group.output()
+
+    def _fail_batch(self, batch: ScheduledBatch, exc: Exception) -> list[RequestOutput]:
+        self._num_failed_steps += 1
+        groups = {}
+        for sequence in batch.sequences:
+            group, answer = self._sequences[sequence.request_id]
+            self.scheduler.forget_step(answer.request)
+            groups[group.request_id] = group
+        for load in batch.slot_loads:
+            self.slots.retire(load.digest)  # whatever of it arrived must not be taken for the adapter
+        outputs = [
+            self._fail(group, EngineDead(f"request {group.request_id!r}: the engine step failed"))
+            for group in groups.values()
+        ]
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise EngineDead(f"{MAX_FAILED_STEPS} steps failed in a row") from exc
+        return outputs
+
+    def _finish_sequence(self, answer: Answer) -> None:
+        self.scheduler.finish(answer.request)
+        self._sequences.pop(answer.request.request_id, None)
+        self._clear_vacated()
+
+    def _close(self, group: RequestGroup) -> None:
+        """Forget a request that has ended, and let go of its adapter."""
+        del self._groups[group.request_id]
+        future = self._awaiting_adapter.pop(group.request_id, None)
+        if future is not None and not future.cancel():
+            _release_when_done(future)
+        if group.lease is not None:
+            group.lease.release()
+
+    def _clear_vacated(self) -> None:
+        for slot in self.slots.take_vacated():
+            self.runner.clear_slot(slot)
+
+    # --- checks
+
+    def check_lora_enabled(self, lora_request: LoRARequest) -> None:
+        """Raise ConfigInvalid when this engine serves no adapters."""
+        if not self.args.enable_lora:
+            raise ConfigInvalid(
+                f"adapter {lora_request.lora_name!r} was asked for, but the engine runs without enable_lora=True"
+            )
+
+    def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+        if num_prompt_tokens >= self.max_model_len:
+            num_asked = 1 if params.max_tokens is None else params.max_tokens
+            raise RequestInvalid(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
+                f"{num_prompt_tokens + num_asked} tokens ({num_prompt_tokens} in the prompt, {num_asked} in the "
+                "completion). Please reduce the length.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+
+def _release_when_done(future: Future[Lease]) -> None:
+    try:
+        future.result(timeout=0).release()
+    except (LoramuxError, FutureTimeoutError):
+        return

@@ -1,0 +1,61 @@
+"""Prompts: what a caller may give as one, and its token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loramux.errors import RequestInvalid
+from loramux.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """text is None when the caller gave token ids."""
+
+    text: str | None
+    token_ids: tuple[int, ...]
+
+
+def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> TokenizedPrompt:
+    """Accept a string, a list of token ids, {"prompt": …} or {"prompt_token_ids": …}.
+
+    Raises RequestInvalid for anything else, for an empty prompt, and for ids that the model does not have.
+    """
+    if isinstance(prompt, Mapping):
+        prompt = _from_mapping(prompt)
+    if isinstance(prompt, str):
+        token_ids = tuple(tokenizer.encode(prompt))
+        text: str | None = prompt
+    else:
+        token_ids = _checked_ids(prompt, vocab_size)
+        text = None
+    if not token_ids:
+        raise RequestInvalid("prompt must hold at least one token, got an empty one", param="prompt")
+    return TokenizedPrompt(text, token_ids)
+
+
+def _from_mapping(prompt: Mapping[str, object]) -> str | Sequence[int]:
+    for key in ("prompt_token_ids", "prompt"):
+        value = prompt.get(key)
+        if isinstance(value, str | list | tuple):
+            return value
+    raise RequestInvalid(
+        f"a prompt given as a mapping needs 'prompt' or 'prompt_token_ids', got the keys {sorted(prompt)}",
+        param="prompt",
+    )
+
+
+def _checked_ids(prompt: object, vocab_size: int) -> tuple[int, ...]:
+    if not isinstance(prompt, list | tuple):
+        raise RequestInvalid(
+            f"prompt must be a string or a list of token ids, got {type(prompt).__name__}", param="prompt"
+        )
+    for token_id in prompt:
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise RequestInvalid(
+                f"prompt token ids must be integers from 0 to {vocab_size - 1}, got {token_id!r}", param="prompt"
+            )
+    return tuple(prompt)

@@ -1,0 +1,76 @@
+"""Request: one sequence on its way through the engine, from waiting to finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+from loramux.engine.block_pool import BlockHash, hash_block
+from loramux.sampling_params import SamplingParams
+
+
+class RequestStatus(Enum):
+    """Where a request is; only the scheduler moves it."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Request:
+    """The scheduler's view of one sequence: its tokens, how many of them have KV, and which blocks hold it.
+
+    `digest` is the adapter's identity, None for the base model. `max_total_tokens` bounds prompt and answer together.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        digest: str | None,
+        max_total_tokens: int,
+    ) -> None:
+        self.request_id = request_id
+        self.params = params
+        self.digest = digest
+        self.max_total_tokens = max_total_tokens
+        self.prompt_token_ids = tuple(prompt_token_ids)
+        self.output_token_ids: list[int] = []
+        self.token_ids = list(prompt_token_ids)
+        self.status = RequestStatus.WAITING
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_prompt_logprobs = 0
+        self.num_preemptions = 0
+        self.slot_wait_steps = 0
+        self.block_table: list[int] = []
+        self._block_hashes: list[BlockHash] = []
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether logits of prompt positions are still owed."""
+        return self.params.prompt_logprobs is not None and self.num_prompt_logprobs < self.num_prompt_tokens - 1
+
+    def append(self, token_id: int) -> None:
+        """Add the token that the last step chose."""
+        self.output_token_ids.append(token_id)
+        self.token_ids.append(token_id)
+
+    def block_hashes(self, num_tokens: int, block_size: int) -> list[BlockHash]:
+        """Return the hashes of the full blocks among the first `num_tokens` tokens."""
+        num_full = num_tokens // block_size
+        while len(self._block_hashes) < num_full:
+            start = len(self._block_hashes) * block_size
+            parent = self._block_hashes[-1] if self._block_hashes else None
+            self._block_hashes.append(hash_block(parent, self.token_ids[start : start + block_size], self.digest))
+        return self._block_hashes[:num_full]

@@ -1,0 +1,225 @@
+"""Scheduler: which sequences compute how many tokens in the next step.
+
+Running sequences come first, those that decode before those that prefill, so that a long prompt never stalls a stream.
+Waiting ones are admitted in order of arrival; one that waits for an adapter slot is overtaken by those that need none,
+but only for a bounded number of steps. Not thread-safe: the engine thread owns it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from loramux.adapters.slots import SlotTable
+from loramux.batch import BASE_SLOT, ScheduledBatch, ScheduledSequence, SlotLoad
+from loramux.engine.block_pool import BlockPool
+from loramux.engine.request import Request, RequestStatus
+
+
+class Scheduler:
+    """Turns waiting and running requests into one ScheduledBatch per step.
+
+    max_num_batched_tokens: tokens in one step. slot_wait_limit: steps that a request may be overtaken while all slots
+    are held by other adapters; after that the least used adapter takes no new sequences until its slot is free.
+    """
+
+    def __init__(
+        self,
+        *,
+        block_pool: BlockPool,
+        slots: SlotTable,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        slot_wait_limit: int,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.block_pool = block_pool
+        self.slots = slots
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.slot_wait_limit = slot_wait_limit
+        self.enable_prefix_caching = enable_prefix_caching
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self._draining: str | None = None
+
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; it fits into the pool when it runs alone (the engine has checked)."""
+        self.waiting.append(request)
+
+    def finish(self, request: Request) -> None:
+        """Free the blocks and the slot of a request, whatever state it is in; doing it twice is harmless."""
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+            self._give_back(request)
+        elif request.status is RequestStatus.WAITING:
+            self.waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+
+    def schedule(self) -> ScheduledBatch | None:
+        """Return the next step's work, or None when nothing can run."""
+        planned: dict[str, tuple[Request, int]] = {}
+        preempted = self._plan_running(planned)
+        loads = [] if preempted else list(self._admit(planned))
+        if not planned:
+            return None
+        sequences = [self._sequence(request, num_new) for request, num_new in planned.values()]
+        sequences.sort(key=lambda sequence: sequence.slot)
+        return ScheduledBatch(tuple(sequences), tuple(loads))
+
+    def complete(self, request: Request, num_new: int) -> None:
+        """Record that the KV of the next `num_new` tokens of a request is in its blocks."""
+        request.num_computed_tokens += num_new
+
+    def forget_step(self, request: Request) -> None:
+        """After a failed step: what this request was about to compute must never be reused."""
+        first_unsure = request.num_computed_tokens // self.block_pool.block_size
+        self.block_pool.forget(request.block_table[first_unsure:])
+
+    # --- running sequences
+
+    def _plan_running(self, planned: dict[str, tuple[Request, int]]) -> bool:
+        budget = self.max_num_batched_tokens
+        preempted = False
+        for request in sorted(self.running, key=lambda request: request.num_tokens - request.num_computed_tokens > 1):
+            if budget == 0:
+                break
+            if request.status is not RequestStatus.RUNNING:
+                continue  # preempted for a sequence before it
+            num_new = min(request.num_tokens - request.num_computed_tokens, budget)
+            while not self._grow(request, num_new):
+                preempted = True
+                victim = self._choose_victim(planned) or request
+                self._preempt(victim)
+                if victim is request:
+                    break
+            if request.status is RequestStatus.RUNNING:
+                planned[request.request_id] = (request, num_new)
+                budget -= num_new
+        return preempted
+
+    def _grow(self, request: Request, num_new: int) -> bool:
+        """Give a request the blocks for `num_new` more tokens, if there are enough."""
+        num_tokens = request.num_computed_tokens + num_new
+        num_missing = self.block_pool.blocks_for(num_tokens) - len(request.block_table)
+        if num_missing > 0:
+            if not self.block_pool.can_allocate(num_missing):
+                return False
+            request.block_table += self.block_pool.allocate(num_missing)
+        if self.enable_prefix_caching:
+            first_new = request.num_computed_tokens // self.block_pool.block_size
+            hashes = request.block_hashes(num_tokens, self.block_pool.block_size)
+            for block, block_hash in zip(request.block_table[first_new:], hashes[first_new:], strict=False):
+                self.block_pool.cache(block, block_hash)
+        return True
+
+    def _choose_victim(self, planned: dict[str, tuple[Request, int]]) -> Request | None:
+        """The sequence admitted last, unless this step already counts on it."""
+        return next((request for request in reversed(self.running) if request.request_id not in planned), None)
+
+    def _preempt(self, request: Request) -> None:
+        """Take a sequence's blocks and slot; it is computed again from its first token when there is room."""
+        self.running.remove(request)
+        self._give_back(request)
+        request.status = RequestStatus.WAITING
+        request.num_computed_tokens = 0
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _give_back(self, request: Request) -> None:
+        self.block_pool.release(request.block_table)
+        request.block_table = []
+        if request.digest is not None:
+            self.slots.release(request.digest)
+
+    # --- waiting sequences
+
+    def _admit(self, planned: dict[str, tuple[Request, int]]) -> Iterator[SlotLoad]:
+        budget = self.max_num_batched_tokens - sum(num_new for _request, num_new in planned.values())
+        starving = self._find_starving()
+        for request in list(self.waiting):
+            if budget == 0 or len(self.running) >= self.max_num_seqs:
+                return
+            if not self._may_use_slot(request.digest, starving):
+                request.slot_wait_steps += 1
+                continue
+            num_new = self._place(request, budget)
+            if num_new == 0:
+                return  # no blocks: nobody overtakes, or a long prompt would wait for ever
+            planned[request.request_id] = (request, num_new)
+            budget -= num_new
+            if request.digest is not None:
+                grant = self.slots.acquire(request.digest)
+                if grant.needs_load:
+                    yield SlotLoad(grant.slot, request.digest)
+            self.waiting.remove(request)
+            self.running.append(request)
+            request.status = RequestStatus.RUNNING
+            request.slot_wait_steps = 0
+
+    def _find_starving(self) -> str | None:
+        """Return the adapter whose turn it is, and choose which adapter makes room for it."""
+        for request in self.waiting:
+            digest = request.digest
+            if digest is None or request.slot_wait_steps < self.slot_wait_limit or self.slots.is_resident(digest):
+                continue
+            users = {other: count for other, count in self.slots.users().items() if not self.slots.is_pinned(other)}
+            if self._draining not in users:
+                self._draining = min(users, key=users.__getitem__, default=None)
+            return digest
+        self._draining = None
+        return None
+
+    def _may_use_slot(self, digest: str | None, starving: str | None) -> bool:
+        if digest is None:
+            return True
+        is_other = starving is not None and digest != starving
+        if is_other and (digest == self._draining or not self.slots.is_resident(digest)):
+            return False  # room is being made for the starving adapter
+        return self.slots.can_acquire(digest)
+
+    def _place(self, request: Request, budget: int) -> int:
+        """Give a waiting request the blocks for its first chunk; return the chunk's length, 0 when it must wait."""
+        cached = self._cached_prefix(request)
+        num_cached_tokens = len(cached) * self.block_pool.block_size
+        num_new = min(request.num_tokens - num_cached_tokens, budget)
+        num_missing = self.block_pool.blocks_for(num_cached_tokens + num_new) - len(cached)
+        if not self.block_pool.can_allocate(num_missing + self.block_pool.num_free_among(cached)):
+            return 0
+        self.block_pool.share(cached)
+        request.block_table = cached
+        request.num_computed_tokens = num_cached_tokens
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = num_cached_tokens
+        grown = self._grow(request, num_new)
+        assert grown
+        return num_new
+
+    def _cached_prefix(self, request: Request) -> list[int]:
+        """Cached blocks of this request's tokens; at least its last token is always computed."""
+        if not self.enable_prefix_caching or request.needs_prompt_logprobs:
+            return []
+        hashes = request.block_hashes(request.num_tokens - 1, self.block_pool.block_size)
+        return self.block_pool.find_prefix(hashes)
+
+    # --- the batch
+
+    def _sequence(self, request: Request, num_new: int) -> ScheduledSequence:
+        position = request.num_computed_tokens
+        end = position + num_new
+        samples = end == request.num_tokens
+        return ScheduledSequence(
+            request_id=request.request_id,
+            token_ids=tuple(islice(request.token_ids, position, end)),
+            position=position,
+            block_table=tuple(request.block_table),
+            slot=BASE_SLOT if request.digest is None else self.slots.slot_of(request.digest),
+            num_logits=num_new if request.needs_prompt_logprobs else int(samples),
+            samples=samples,
+        )

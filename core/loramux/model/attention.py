@@ -1,0 +1,185 @@
+"""Paged attention behind transformers' attention interface: the model's own layers call it, the cache is ours.
+
+New keys and values are written to their blocks first; then each query attends to its sequence's blocks. Grouped query
+heads are folded into query rows, so no key or value is ever repeated.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field uses
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from loramux.errors import ModelUnsupported
+from loramux.model.forward_context import DecodeGroup, ForwardContext, PrefillChunk, current_context
+
+ATTENTION_NAME = "loramux_paged"
+
+# What attention layers pass besides the named parameters, and what never changes a causal forward pass.
+HARMLESS_ARGUMENTS = frozenset(
+    {
+        "dropout",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "is_causal",
+        "layer_idx",
+        "past_key_values",
+        "past_key_value",
+    }
+)
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **arguments: object,
+) -> tuple[torch.Tensor, None]:
+    """Attend over the paged cache of the current forward context.
+
+    query: [1, num_heads, num_tokens, key_dim]; key, value: [1, num_kv_heads, num_tokens, width]; returns
+    [1, num_tokens, num_heads, value_dim]. softcap: tanh cap of the scores (Gemma 2). s_aux: [num_heads], one extra
+    score per head that takes part in the softmax and has no value (attention sinks of gpt-oss).
+    Raises ModelUnsupported for an argument whose meaning it does not know.
+    """
+    context = current_context()
+    assert context is not None, "attention outside of a forward context"
+    check_arguments(attention_mask, arguments)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # transformers sets it on every attention layer
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, width]
+    context.kv_cache.write(layer, key, value, context.kv_slots)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    score = ScoreRule(scale, sliding_window, softcap, s_aux)
+    output = query.new_empty(query.shape[0], query.shape[1], value.shape[-1])
+    for chunk in context.prefills:
+        output[chunk.start : chunk.end] = _prefill(context, layer, query[chunk.start : chunk.end], chunk, score)
+    for group in context.decodes:
+        output[group.rows] = _decode(context, layer, query[group.rows], group, score)
+    return output[None], None
+
+
+class ScoreRule:
+    """How scores become weights: scale, then cap, then mask by causality and window, then softmax with sinks."""
+
+    def __init__(
+        self, scale: float, window: int | None, softcap: float | None = None, sinks: torch.Tensor | None = None
+    ) -> None:
+        self.scale = scale
+        self.window = window
+        self.softcap = softcap
+        self.sinks = sinks
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return [batch, kv_heads, group * rows, value_dim].
+
+        query: [batch, kv_heads, group * rows, dim]; key, value: [batch, kv_heads, length, width];
+        mask: additive, broadcastable to [batch, 1, group * rows, length].
+        """
+        if self.softcap is None and self.sinks is None:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+        scores = torch.matmul(query, key.transpose(-1, -2)).float() * self.scale
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        scores = scores + mask
+        if self.sinks is None:
+            weights = scores.softmax(dim=-1)
+        else:
+            batch, num_kv_heads, rows, _length = scores.shape
+            group = self.sinks.numel() // num_kv_heads
+            sinks = self.sinks.float().view(1, num_kv_heads, group, 1, 1).expand(batch, -1, -1, rows // group, 1)
+            weights = torch.cat([scores, sinks.reshape(batch, num_kv_heads, rows, 1)], dim=-1).softmax(dim=-1)[..., :-1]
+        return torch.matmul(weights.to(value.dtype), value)
+
+
+def check_arguments(attention_mask: torch.Tensor | None, arguments: dict[str, object]) -> None:
+    """Raise ModelUnsupported when a layer hands over something that would change the result and is not handled."""
+    if attention_mask is not None:
+        raise ModelUnsupported("its attention layers build a mask of their own")
+    for name, value in arguments.items():
+        if name not in HARMLESS_ARGUMENTS and value is not None and value is not False:
+            raise ModelUnsupported(f"its attention layers pass {name!r}, which is not supported")
+
+
+def _prefill(
+    context: ForwardContext, layer: int, query: torch.Tensor, chunk: PrefillChunk, score: ScoreRule
+) -> torch.Tensor:
+    """query: [rows, num_heads, dim] of one sequence; returns [rows, num_heads, value_dim]."""
+    rows, num_heads, _dim = query.shape
+    length = chunk.context_len + rows
+    key, value = context.kv_cache.read(layer, chunk.block_ids)  # [padded length, kv_heads, width]
+    key, value = key[:length].transpose(0, 1)[None], value[:length].transpose(0, 1)[None]
+    num_kv_heads = key.shape[1]
+    group = num_heads // num_kv_heads
+    folded = query.view(rows, num_kv_heads, group, -1).permute(1, 2, 0, 3).reshape(1, num_kv_heads, group * rows, -1)
+    mask = _prefill_mask(context, chunk, rows, group, score.window, query)
+    out = score.attend(folded, key, value, mask)
+    return out.view(num_kv_heads, group, rows, -1).permute(2, 0, 1, 3).reshape(rows, num_heads, -1)
+
+
+def _decode(
+    context: ForwardContext, layer: int, query: torch.Tensor, group: DecodeGroup, score: ScoreRule
+) -> torch.Tensor:
+    """query: [n, num_heads, dim], one row per sequence; returns [n, num_heads, value_dim]."""
+    num_sequences, num_heads, _dim = query.shape
+    key, value = context.kv_cache.read(layer, group.block_ids)  # [n, padded length, kv_heads, width]
+    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    folded = query.view(num_sequences, key.shape[1], num_heads // key.shape[1], -1)
+    mask = _decode_mask(context, group, key.shape[2], score.window, query)
+    return score.attend(folded, key, value, mask).reshape(num_sequences, num_heads, -1)
+
+
+def _prefill_mask(
+    context: ForwardContext, chunk: PrefillChunk, rows: int, group: int, window: int | None, like: torch.Tensor
+) -> torch.Tensor:
+    """[1, 1, group * rows, length]: row r of the chunk sees positions up to context_len + r, within the window."""
+    cached = context.masks.get((chunk.start, window))
+    if cached is not None:
+        return cached
+    keys = torch.arange(chunk.context_len + rows, device=like.device)
+    queries = torch.arange(chunk.context_len, chunk.context_len + rows, device=like.device)[:, None]
+    hidden = keys > queries
+    if window is not None:
+        hidden |= keys <= queries - window
+    mask = _additive(hidden, like).expand(group, -1, -1).reshape(1, 1, group * rows, -1)
+    context.masks[chunk.start, window] = mask
+    return mask
+
+
+def _decode_mask(
+    context: ForwardContext, group: DecodeGroup, padded_length: int, window: int | None, like: torch.Tensor
+) -> torch.Tensor:
+    """[n, 1, 1, padded_length]: sequence i sees its first lengths[i] positions, within the window."""
+    cached = context.masks.get((-1 - padded_length, window))
+    if cached is not None:
+        return cached
+    keys = torch.arange(padded_length, device=like.device)
+    lengths = group.lengths[:, None]
+    hidden = keys >= lengths
+    if window is not None:
+        hidden |= keys <= lengths - 1 - window
+    mask = _additive(hidden, like)[:, None, None, :]
+    context.masks[-1 - padded_length, window] = mask
+    return mask
+
+
+def _additive(hidden: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
+
+
+def _no_mask(*_arguments: object, **_named: object) -> None:
+    return None
+
+
+AttentionInterface.register(ATTENTION_NAME, paged_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)

@@ -1,0 +1,122 @@
+"""From a ScheduledBatch to the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loramux.batch import BASE_SLOT, ScheduledSequence
+from loramux.model.forward_context import DecodeGroup, ForwardContext, PrefillChunk
+from loramux.model.kv_cache import KVCache
+from loramux_kernels import Segments
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInputs:
+    """token_ids, positions: int64 [1, num_tokens]. logit_rows: int64, the rows that reach lm_head, in batch order."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    logit_rows: torch.Tensor
+    context: ForwardContext
+
+
+def build_inputs(
+    sequences: Sequence[ScheduledSequence], kv_cache: KVCache, device: torch.device, *, has_lora: bool
+) -> BatchInputs:
+    """Flatten the sequences, in their order, into one row of tokens. Sequences of one slot must be adjacent."""
+    lengths = np.array([len(sequence.token_ids) for sequence in sequences], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    token_ids = np.concatenate([np.asarray(sequence.token_ids, dtype=np.int64) for sequence in sequences])
+    positions = np.concatenate(
+        [np.arange(s.position, s.position + len(s.token_ids), dtype=np.int64) for s in sequences]
+    )
+    logit_rows = np.concatenate(
+        [np.arange(end - s.num_logits, end, dtype=np.int64) for s, end in zip(sequences, starts[1:], strict=True)]
+    )
+    tables = [np.asarray(sequence.block_table, dtype=np.int64) for sequence in sequences]
+    block_size = kv_cache.block_size
+    kv_slots = np.concatenate([_kv_slots(s, table, block_size) for s, table in zip(sequences, tables, strict=True)])
+    context = ForwardContext(
+        kv_cache=kv_cache,
+        kv_slots=torch.from_numpy(kv_slots).to(device),
+        prefills=tuple(_prefills(sequences, starts, tables, device)),
+        decodes=tuple(_decodes(sequences, starts, tables, device)),
+        segments=_segments(sequences, lengths) if has_lora else None,
+        logit_segments=_segments(sequences, [s.num_logits for s in sequences]) if has_lora else None,
+    )
+    return BatchInputs(
+        token_ids=torch.from_numpy(token_ids).to(device)[None],
+        positions=torch.from_numpy(positions).to(device)[None],
+        logit_rows=torch.from_numpy(logit_rows).to(device),
+        context=context,
+    )
+
+
+def _kv_slots(sequence: ScheduledSequence, table: IntArray, block_size: int) -> IntArray:
+    positions = np.arange(sequence.position, sequence.position + len(sequence.token_ids), dtype=np.int64)
+    slots: IntArray = table[positions // block_size] * block_size + positions % block_size
+    return slots
+
+
+def _prefills(
+    sequences: Sequence[ScheduledSequence], starts: IntArray, tables: Sequence[IntArray], device: torch.device
+) -> list[PrefillChunk]:
+    return [
+        PrefillChunk(
+            start=int(starts[index]),
+            end=int(starts[index + 1]),
+            context_len=sequence.position,
+            block_ids=torch.from_numpy(tables[index]).to(device),
+        )
+        for index, sequence in enumerate(sequences)
+        if len(sequence.token_ids) > 1
+    ]
+
+
+def _decodes(
+    sequences: Sequence[ScheduledSequence], starts: IntArray, tables: Sequence[IntArray], device: torch.device
+) -> list[DecodeGroup]:
+    """Group single-token sequences by the power of two of their number of blocks, so that padding stays below half."""
+    members: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        if len(sequence.token_ids) == 1:
+            members.setdefault((len(tables[index]) - 1).bit_length(), []).append(index)
+    groups = []
+    for indices in members.values():
+        block_ids = np.zeros((len(indices), max(len(tables[index]) for index in indices)), dtype=np.int64)
+        for row, index in enumerate(indices):
+            block_ids[row, : len(tables[index])] = tables[index]
+        lengths = np.array([sequences[index].position + 1 for index in indices], dtype=np.int64)
+        groups.append(
+            DecodeGroup(
+                rows=torch.from_numpy(starts[indices]).to(device),
+                block_ids=torch.from_numpy(block_ids).to(device),
+                lengths=torch.from_numpy(lengths).to(device),
+            )
+        )
+    return groups
+
+
+def _segments(sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray) -> Segments | None:
+    """One segment per adapter slot; None when no row has an adapter."""
+    slots: list[int] = []
+    starts: list[int] = []
+    counts: list[int] = []
+    row = 0
+    for sequence, length in zip(sequences, (int(length) for length in lengths), strict=True):
+        if sequence.slot != BASE_SLOT and length:
+            if slots and slots[-1] == sequence.slot:
+                counts[-1] += length
+            else:
+                slots.append(sequence.slot)
+                starts.append(row)
+                counts.append(length)
+        row += length
+    return Segments(tuple(slots), tuple(starts), tuple(counts), num_rows=row) if slots else None

@@ -1,0 +1,83 @@
+"""ForwardContext: what the attention and LoRA layers of one forward pass need beyond their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from loramux.model.kv_cache import KVCache
+from loramux_kernels import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Several new tokens of one sequence: rows [start, end) of the batch, at positions `context_len` and up.
+
+    block_ids: int64 [num_blocks], the sequence's KV blocks, the new tokens' included.
+    """
+
+    start: int
+    end: int
+    context_len: int
+    block_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGroup:
+    """Sequences of similar length with one new token each.
+
+    rows: int64 [n], their rows of the batch. block_ids: int64 [n, max_blocks], padded with block 0.
+    lengths: int64 [n], tokens of each sequence, the new one included.
+    """
+
+    rows: torch.Tensor
+    block_ids: torch.Tensor
+    lengths: torch.Tensor
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    """One step's batch as the layers see it; built by the runner, read by every layer, gone after the pass.
+
+    kv_slots: int64 [num_tokens], where each token's key and value go: block * block_size + offset.
+    segments / logit_segments: which rows of the batch, and of the rows that reach lm_head, belong to which adapter
+    slot; None when no row has an adapter. masks: scratch of the attention function, per window size.
+    """
+
+    kv_cache: KVCache
+    kv_slots: torch.Tensor
+    prefills: tuple[PrefillChunk, ...]
+    decodes: tuple[DecodeGroup, ...]
+    segments: Segments | None = None
+    logit_segments: Segments | None = None
+    masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+
+
+class _Current:
+    """The pass under way on the engine thread; one at a time."""
+
+    def __init__(self) -> None:
+        self.context: ForwardContext | None = None
+
+
+_current = _Current()
+
+
+def current_context() -> ForwardContext | None:
+    """Return the context of the forward pass under way, None outside of one."""
+    return _current.context
+
+
+@contextmanager
+def forward_context(context: ForwardContext) -> Iterator[None]:
+    """Make `context` current for one forward pass; refuses to nest."""
+    if _current.context is not None:
+        raise RuntimeError("a forward pass is already under way")
+    _current.context = context
+    try:
+        yield
+    finally:
+        _current.context = None

@@ -1,0 +1,70 @@
+"""KVCache: the memory of the KV blocks, one pair of tensors per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one attention layer keeps per token: its KV heads and the width of a key and of a value."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def num_elements(self) -> int:
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """keys[layer]: [num_blocks, block_size, num_kv_heads, key_dim]; values[layer] likewise with value_dim."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        for layer in layers:
+            for tensors, width in ((self.keys, layer.key_dim), (self.values, layer.value_dim)):
+                tensors.append(_zeros((num_blocks, block_size, layer.num_kv_heads, width), dtype, device))
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor) -> None:
+        """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, kv_slots, key)
+        self.values[layer].flatten(0, 1).index_copy_(0, kv_slots, value)
+
+    def read(self, layer: int, block_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return key and value [*n, num_tokens, num_kv_heads, width] of the blocks in block_ids [*n, num_blocks]."""
+        return _gather(self.keys[layer], block_ids), _gather(self.values[layer], block_ids)
+
+
+def bytes_per_token(layers: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """How many bytes the KV of one token takes, over all layers."""
+    return sum(layer.num_elements for layer in layers) * dtype.itemsize
+
+
+def _gather(cache: torch.Tensor, block_ids: torch.Tensor) -> torch.Tensor:
+    blocks = cache.index_select(0, block_ids.flatten())
+    return blocks.view(*block_ids.shape[:-1], block_ids.shape[-1] * cache.shape[1], *cache.shape[2:])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros whose pages the system hands out on first use: masked garbage must stay finite, memory stay untouched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = torch.from_numpy(np.zeros(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8))
+    return raw.view(dtype).view(shape)

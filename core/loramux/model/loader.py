@@ -1,0 +1,146 @@
+"""Loading the base model: transformers' own definition, from a safetensors folder, a `.gguf` file or a Hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from loramux.config import DTypeName, EngineArgs
+from loramux.errors import ConfigInvalid, ModelUnsupported
+from loramux.model.attention import ATTENTION_NAME
+from loramux.model.ends import vocab_size
+
+# These rescale positions by the longest sequence of the whole batch, so a request would depend on its neighbours.
+BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are: a folder or Hub id, and the file in it when it is one GGUF file."""
+
+    location: str
+    gguf_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A base model on its device, and what its configuration says about serving it."""
+
+    model: PreTrainedModel
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+    max_positions: int | None
+
+
+def locate(model: str) -> ModelSource:
+    """Tell a folder, a `.gguf` file and a Hub id apart."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigInvalid(f"model {model!r}: there is no such GGUF file")
+        return ModelSource(str(path.parent), path.name)
+    if path.is_dir():
+        return ModelSource(str(path))
+    if model.startswith(("/", "./", "../", "~")):
+        raise ConfigInvalid(f"model {model!r}: there is no such folder; give a folder, a .gguf file or a Hub id")
+    return ModelSource(model)
+
+
+def load_model(args: EngineArgs) -> LoadedModel:
+    """Read the weights; raises ModelUnsupported or ConfigInvalid, naming the model and the reason."""
+    source = locate(args.model)
+    device = _choose_device(args)
+    gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
+    try:
+        config = AutoConfig.from_pretrained(source.location, **gguf)
+    except (OSError, ValueError) as exc:
+        raise ConfigInvalid(f"model {args.model!r} cannot be read: {exc}") from exc
+    text_config = config.get_text_config(decoder=True)
+    _check_config(args.model, text_config)
+    dtype = _choose_dtype(args.dtype, text_config, device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, attn_implementation=ATTENTION_NAME, **gguf
+        )
+    except (OSError, ValueError) as exc:
+        raise ModelUnsupported(f"model {args.model!r} cannot be loaded: {exc}") from exc
+    module: nn.Module = model
+    module.eval().requires_grad_(False).to(device)
+    return LoadedModel(
+        model=model,
+        device=device,
+        dtype=dtype,
+        eos_token_ids=_eos_token_ids(model),
+        vocab_size=vocab_size(model),
+        max_positions=_max_positions(text_config),
+    )
+
+
+def check_rope(config: PretrainedConfig, model: str, max_model_len: int) -> None:
+    """Refuse position scaling that would let one request's length change another's answer."""
+    for parameters in _rope_parameters(config.get_text_config(decoder=True)):
+        rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+        limit = parameters.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        limit = limit or getattr(config, "max_position_embeddings", None)
+        if rope_type in BATCH_DEPENDENT_ROPE and limit is not None and max_model_len > int(limit):
+            raise ModelUnsupported(
+                f"model {model!r} uses {rope_type!r} rotary scaling, which changes with the longest sequence of a "
+                f"batch beyond {limit} tokens; set max_model_len to at most {limit} (it is {max_model_len})"
+            )
+
+
+def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
+    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None)
+    if not isinstance(parameters, dict):
+        return []
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return nested or [parameters]
+
+
+def _check_config(model: str, config: PretrainedConfig) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelUnsupported(f"model {model!r} is an encoder-decoder; only decoder-only text models are served")
+
+
+def _choose_device(args: EngineArgs) -> torch.device:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigInvalid("device 'cuda' was asked for, but torch sees no CUDA device")
+    if args.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(args.device)
+
+
+def _choose_dtype(name: DTypeName, config: PretrainedConfig, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        dtype = getattr(torch, name)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.float16
+
+
+def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    ids: set[int] = set()
+    for config in (model.generation_config, model.config.get_text_config(decoder=True)):
+        value = getattr(config, "eos_token_id", None) if config is not None else None
+        ids.update([value] if isinstance(value, int) else value or [])
+    return frozenset(ids)
+
+
+def _max_positions(config: PretrainedConfig) -> int | None:
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return None

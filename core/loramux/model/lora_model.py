@@ -1,0 +1,94 @@
+"""LoRAModel: where in the base model LoRA can act, and the adapter slots' weights at each of these places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from loramux.adapters.packed import PackedAdapter
+from loramux.adapters.weights import BaseModelSpec, LoRATarget
+from loramux.model.ends import lm_head, token_embedding, vocab_size
+from loramux.model.lora_linear import attach_lora
+from loramux_kernels import SlotWeights
+
+
+def describe_base(model: PreTrainedModel, *, names: tuple[str, ...], flat_modules: frozenset[str]) -> BaseModelSpec:
+    """Say what an adapter must fit.
+
+    flat_modules: the paths of modules that the probe saw work on the batch's rows in their order; any other linear
+    layer (an expert, a router) would mix up the rows' adapters, and is refused as a target by name.
+    """
+    embedding, head = token_embedding(model), lm_head(model)
+    targets: dict[str, LoRATarget] = {}
+    unservable: dict[str, str] = {}
+    for path, module in model.named_modules():
+        target = _target(module, is_embedding=module is embedding, is_lm_head=module is head)
+        if target is not None and path in flat_modules:
+            targets[path] = target
+        elif target is not None or any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False)):
+            unservable[path] = f"LoRA on a {type(module).__name__} cannot be served"
+    return BaseModelSpec(
+        names=names,
+        architecture=type(model).__name__,
+        targets=targets,
+        unservable=unservable,
+        vocab_size=vocab_size(model),
+    )
+
+
+def _target(module: nn.Module, *, is_embedding: bool, is_lm_head: bool) -> LoRATarget | None:
+    if is_embedding and isinstance(module, nn.Embedding):
+        return LoRATarget("embedding", module.num_embeddings, module.embedding_dim)
+    if is_lm_head and isinstance(module, nn.Linear):
+        return LoRATarget("lm_head", module.in_features, module.out_features)
+    if isinstance(module, nn.Linear):
+        return LoRATarget("linear", module.in_features, module.out_features)
+    if isinstance(module, Conv1D):
+        return LoRATarget("conv1d", int(module.weight.shape[0]), int(module.weight.shape[1]))
+    return None
+
+
+def base_weight_reader(model: PreTrainedModel) -> Callable[[str], torch.Tensor]:
+    """Return a function from a module's path to its base weight, for checks that need the values."""
+
+    def read(path: str) -> torch.Tensor:
+        weight = model.get_submodule(path).weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    return read
+
+
+class LoRAModel:
+    """The adapter slots of one model. Owned by the engine thread."""
+
+    def __init__(
+        self, model: PreTrainedModel, targets: Mapping[str, LoRATarget], *, num_slots: int, dtype: torch.dtype
+    ) -> None:
+        self._device = model.device
+        self._modules: dict[str, SlotWeights] = {}
+        self._placed: dict[int, PackedAdapter] = {}
+        self.num_placements = 0
+        for path, target in targets.items():
+            weights = SlotWeights(num_slots, target.in_features, target.out_features, dtype, model.device)
+            attach_lora(model.get_submodule(path), target, weights)
+            self._modules[path] = weights
+
+    def place(self, slot: int, adapter: PackedAdapter) -> None:
+        """Put an adapter into a slot, in the place of what was there; one copy of its slab to the device at most."""
+        self.clear(slot)
+        placed = adapter.to(self._device)
+        for path, module in placed.modules.items():
+            self._modules[path].set(slot, module.a, module.b)
+        self._placed[slot] = placed
+        self.num_placements += 1
+
+    def clear(self, slot: int) -> None:
+        """Empty a slot, and let go of the memory it held."""
+        placed = self._placed.pop(slot, None)
+        for path in placed.modules if placed is not None else ():
+            self._modules[path].clear(slot)

@@ -1,0 +1,159 @@
+"""ModelRunner: executes one ScheduledBatch on the device and brings back each sequence's next token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from loramux.adapters.packed import PackedAdapter
+from loramux.adapters.weights import BaseModelSpec
+from loramux.batch import ScheduledBatch, ScheduledSequence
+from loramux.config import EngineArgs
+from loramux.errors import ConfigInvalid
+from loramux.model.batch_inputs import build_inputs
+from loramux.model.forward_context import forward_context
+from loramux.model.kv_cache import KVCache, LayerShape, bytes_per_token
+from loramux.model.loader import LoadedModel, check_rope
+from loramux.model.lora_model import LoRAModel, describe_base
+from loramux.model.probe import probe
+from loramux.model.sampler import SampledToken, Sampler, SamplingRow, prompt_logprobs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceResult:
+    """What one step brought to one sequence.
+
+    sampled: the next token, None when the prompt is not finished. prompt_logprobs: for the prompt tokens that follow
+    the positions computed in this step. failed: the model gave no usable logits for this sequence.
+    """
+
+    sampled: SampledToken | None = None
+    prompt_logprobs: tuple[SampledToken | None, ...] = ()
+    failed: bool = False
+
+
+class ModelRunner:
+    """Owns the model, its KV memory and its adapter slots. Every method belongs to the engine thread."""
+
+    def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
+        self.loaded = loaded
+        probed = probe(loaded.model, args.model)
+        config_name = getattr(loaded.model.config, "_name_or_path", "") or args.model
+        names = tuple(dict.fromkeys((*args.base_model_names, args.model, str(config_name))))
+        self.base = describe_base(loaded.model, names=names, flat_modules=probed.flat_modules)
+        self.max_model_len, num_blocks = _size(loaded, args, probed.layers)
+        check_rope(loaded.model.config, args.model, self.max_model_len)
+        self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.dtype)
+        self.kv_cache = KVCache(
+            probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
+        )
+        self.lora = _lora(loaded, self.base, args)
+        self.num_steps = 0
+        self._sampler = Sampler()
+
+    def place_adapter(self, slot: int, adapter: PackedAdapter) -> None:
+        """Fill a slot before the step that uses it."""
+        assert self.lora is not None
+        self.lora.place(slot, adapter)
+
+    def clear_slot(self, slot: int) -> None:
+        """Free the memory of a slot whose adapter was unloaded."""
+        assert self.lora is not None
+        self.lora.clear(slot)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch, rows: Mapping[str, SamplingRow]) -> dict[str, SequenceResult]:
+        """Compute every token of the batch; `rows` has the sampling state of each of its sequences."""
+        self.num_steps += 1
+        inputs = build_inputs(batch.sequences, self.kv_cache, self.loaded.device, has_lora=self.lora is not None)
+        with forward_context(inputs.context):
+            logits = self.loaded.model(
+                input_ids=inputs.token_ids,
+                position_ids=inputs.positions,
+                use_cache=False,
+                logits_to_keep=inputs.logit_rows,
+            ).logits[0]  # [num logit rows, vocab]
+        return self._results(batch.sequences, logits.float(), rows)
+
+    def _results(
+        self, sequences: Sequence[ScheduledSequence], logits: torch.Tensor, rows: Mapping[str, SamplingRow]
+    ) -> dict[str, SequenceResult]:
+        last_rows: list[int] = []
+        sampling: list[ScheduledSequence] = []
+        prompt: dict[str, tuple[SampledToken | None, ...]] = {}
+        row = 0
+        for sequence in sequences:
+            params = rows[sequence.request_id].params
+            if sequence.num_logits and params.prompt_logprobs is not None:
+                prompt[sequence.request_id] = self._prompt_logprobs(sequence, logits[row:], rows[sequence.request_id])
+            row += sequence.num_logits
+            if sequence.samples:
+                last_rows.append(row - 1)
+                sampling.append(sequence)
+        chosen = logits if last_rows == list(range(len(logits))) else logits[last_rows]
+        sampled = self._sampler.sample(chosen, [rows[sequence.request_id] for sequence in sampling])
+        tokens = {sequence.request_id: token for sequence, token in zip(sampling, sampled, strict=True)}
+        return {
+            sequence.request_id: SequenceResult(
+                sampled=tokens.get(sequence.request_id),
+                prompt_logprobs=prompt.get(sequence.request_id, ()),
+                failed=sequence.samples and tokens[sequence.request_id] is None,
+            )
+            for sequence in sequences
+        }
+
+    @staticmethod
+    def _prompt_logprobs(
+        sequence: ScheduledSequence, logits: torch.Tensor, row: SamplingRow
+    ) -> tuple[SampledToken | None, ...]:
+        assert row.params.prompt_logprobs is not None
+        first = sequence.position + len(sequence.token_ids) - sequence.num_logits + 1
+        following = row.prompt_token_ids[first : first + sequence.num_logits]
+        if not following:
+            return ()
+        return tuple(prompt_logprobs(logits[: len(following)], following, row.params.prompt_logprobs))
+
+
+def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs) -> LoRAModel | None:
+    if not args.enable_lora:
+        return None
+    return LoRAModel(loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype)
+
+
+def _size(loaded: LoadedModel, args: EngineArgs, layers: Sequence[LayerShape]) -> tuple[int, int]:
+    """Return max_model_len and the number of KV blocks that fit the memory allowed."""
+    per_token = bytes_per_token(layers, loaded.dtype)
+    allowed = args.kv_cache_memory_bytes
+    if allowed is None:
+        allowed = int(_free_bytes(loaded.device) * args.memory_utilization)
+    num_blocks = allowed // (per_token * args.block_size)
+    if num_blocks < 1:
+        raise ConfigInvalid(
+            f"{allowed} bytes of KV memory hold no block of {args.block_size} tokens of {per_token} bytes each; "
+            f"set kv_cache_memory_bytes to at least {per_token * args.block_size}"
+        )
+    capacity = num_blocks * args.block_size
+    limit = loaded.max_positions or capacity
+    if args.max_model_len is not None:
+        if args.max_model_len > limit:
+            raise ConfigInvalid(
+                f"max_model_len ({args.max_model_len}) is beyond the model's own limit of {limit} tokens"
+            )
+        limit = args.max_model_len
+    if limit > capacity:
+        logger.warning("max_model_len reduced from=%d to=%d reason='what KV memory holds'", limit, capacity)
+    max_model_len = min(limit, capacity)
+    useful = args.max_num_seqs * -(-max_model_len // args.block_size)
+    return max_model_len, min(num_blocks, useful)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
