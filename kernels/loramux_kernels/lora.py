@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from loramux_kernels import lora_torch
 from loramux_kernels.backend import use_triton
 from loramux_kernels.segments import Segments
 from loramux_kernels.slot_weights import SlotWeights
@@ -30,8 +31,9 @@ def lora_shrink(x: torch.Tensor, weights: SlotWeights, segments: Segments, out: 
         lora_triton.shrink(x, weights, segments, out)
         return
     for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
-        if (pair := weights.transposed(slot)) is not None:
-            torch.mm(x[start : start + length].float(), pair[0], out=out[start : start + length, : weights.ranks[slot]])
+        if rank := weights.ranks[slot]:
+            rows = x[start : start + length].float()
+            torch.mm(rows, weights.transposed(slot)[0], out=out[start : start + length, :rank])
 
 
 def lora_expand(shrunk: torch.Tensor, weights: SlotWeights, segments: Segments, y: torch.Tensor) -> None:
@@ -47,8 +49,8 @@ def lora_expand(shrunk: torch.Tensor, weights: SlotWeights, segments: Segments, 
         lora_triton.expand(shrunk, weights, segments, y)
         return
     for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
-        if (pair := weights.transposed(slot)) is not None:
-            y[start : start + length].add_(shrunk[start : start + length, : weights.ranks[slot]] @ pair[1])
+        if rank := weights.ranks[slot]:
+            y[start : start + length].add_(shrunk[start : start + length, :rank] @ weights.transposed(slot)[1])
 
 
 def lora_linear(x: torch.Tensor, weights: SlotWeights, segments: Segments, y: torch.Tensor) -> None:
@@ -62,15 +64,7 @@ def lora_linear(x: torch.Tensor, weights: SlotWeights, segments: Segments, y: to
 
         lora_triton.linear(x, weights, segments, y)
         return
-    rows = x.float()  # float32 x is returned as it is
-    for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
-        if (pair := weights.transposed(slot)) is None:
-            continue
-        shrunk = rows[start : start + length].mm(pair[0])
-        if y.dtype == torch.float32:
-            y[start : start + length].addmm_(shrunk, pair[1])
-        else:
-            y[start : start + length].add_(shrunk.mm(pair[1]))
+    lora_torch.linear(x, weights, segments, y)
 
 
 def lora_embedding(
@@ -94,9 +88,10 @@ def lora_embedding(
         lora_triton.embedding(token_ids, weights, segments, y, scale)
         return
     for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
-        if (pair := weights.transposed(slot)) is not None:
-            shrunk = pair[0][token_ids[start : start + length]]
-            y[start : start + length].add_(shrunk @ pair[1], alpha=scale)
+        if weights.ranks[slot]:
+            a_transposed, b_transposed = weights.transposed(slot)
+            shrunk = a_transposed[token_ids[start : start + length]]
+            y[start : start + length].add_(shrunk @ b_transposed, alpha=scale)
 
 
 def _check_rows(rows: torch.Tensor, features: int, weights: SlotWeights, segments: Segments) -> None:

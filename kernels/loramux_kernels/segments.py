@@ -22,7 +22,7 @@ class Segments:
     lengths: tuple[int, ...]
     num_rows: int
     max_slot: int = field(init=False, repr=False, compare=False)  # -1 when every row is a base row
-    _plans: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False, compare=False)
+    plans: dict[Hashable, object] = field(default_factory=dict, init=False, repr=False, compare=False)  # of the ops
 
     def __post_init__(self) -> None:
         if not len(self.slots) == len(self.starts) == len(self.lengths):

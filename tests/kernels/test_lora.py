@@ -27,10 +27,13 @@ MIXED_RANKS = (8, 0, 1, 64, 17, 8, 8)
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize("ranks", [*((rank,) * 4 for rank in RANKS), MIXED_RANKS], ids=str)
 def test_linear_adds_each_rows_own_delta(ranks: tuple[int, ...], num_rows: int, mix: str) -> None:
+    """Each of three calls: the second stacks the pairs of its runs, the third finds them stacked."""
     batch = make_batch(mix, num_rows, ranks, (72, 104))
     want = true_expand(true_shrink(batch), batch)
-    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
-    assert_matches("y", batch.y, want, torch.float32)
+    for _ in range(3):
+        y = batch.y.clone()
+        lora_linear(batch.x, batch.weights, batch.segments, y)
+        assert_matches("y", y, want, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -48,9 +51,10 @@ def test_every_op_holds_its_dtypes_tolerance(mix: str, dtype: torch.dtype) -> No
     lora_expand(shrunk, batch.weights, batch.segments, expanded)
     assert_matches("expanded", expanded, true_expand(want, batch), dtype)
 
-    linear = batch.y.clone()
-    lora_linear(batch.x, batch.weights, batch.segments, linear)
-    assert_matches("linear", linear, true_expand(want, batch), dtype)
+    for _ in range(3):
+        linear = batch.y.clone()
+        lora_linear(batch.x, batch.weights, batch.segments, linear)
+        assert_matches("linear", linear, true_expand(want, batch), dtype)
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -60,7 +64,8 @@ def test_rows_without_an_adapter_keep_their_bits(mix: str) -> None:
     batch.y[rows, 0], batch.y[rows, 1] = -0.0, float("nan")  # what adding a zero would change, and what it would keep
     batch.x[rows] = float("inf")
     before = batch.y[rows].view(torch.int32).clone()
-    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    for _ in range(3):
+        lora_linear(batch.x, batch.weights, batch.segments, batch.y)
     assert torch.equal(batch.y[rows].view(torch.int32), before)
 
 
@@ -68,7 +73,8 @@ def test_a_row_of_nan_stays_alone() -> None:
     batch = make_batch("distinct", 16, (8,) * 8, (72, 104))
     start = batch.segments.starts[2]
     batch.x[start] = float("nan")
-    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    for _ in range(3):
+        lora_linear(batch.x, batch.weights, batch.segments, batch.y)
     assert batch.y.isnan().any(1).nonzero().flatten().tolist() == [start]
 
 
