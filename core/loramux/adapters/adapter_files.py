@@ -1,0 +1,139 @@
+"""AdapterFiles: the two files of an adapter folder, each opened once and judged on its own descriptor.
+
+Folders given by the operator follow symlinks (a Hub snapshot is made of them). A folder may be rewritten while it is
+read, so `has_changed` tells afterwards whether what was read is still what the folder holds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from loramux.adapters.refusal import Refusal
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_PICKLE_NAME = "adapter_model.bin"
+_SHARDS_NAME = "adapter_model.safetensors.index.json"
+_MIN_SPARSE_NBYTES = 1 << 20  # file systems store small files in ways that need no block
+
+Fingerprint = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """One open regular file; reading goes forward only, so that no byte is read twice."""
+
+    name: str
+    stream: FileIO
+    fingerprint: Fingerprint
+    nbytes: int
+    num_blocks: int
+
+    def read(self, nbytes: int) -> bytearray:
+        """Return the next `nbytes` bytes, fewer only at the end of the file."""
+        buffer = bytearray(nbytes)
+        num_read = 0
+        with memoryview(buffer) as view:
+            while num_read < nbytes and (count := self.stream.readinto(view[num_read:])):
+                num_read += count
+        del buffer[num_read:]
+        return buffer
+
+    def is_sparse(self) -> bool:
+        """Tell, before the first read, whether the file claims bytes that nothing on the disk stands for."""
+        if self.nbytes < _MIN_SPARSE_NBYTES or self.num_blocks == 0:  # 0: the file system does not say
+            return False
+        if self.num_blocks * 512 >= 0.9 * self.nbytes:
+            return False
+        # Compression saves blocks too; only a hole before the end makes a file sparse.
+        first_hole = self.stream.seek(0, os.SEEK_HOLE)
+        self.stream.seek(0)
+        return first_hole < self.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """The open config and weights of one adapter folder."""
+
+    config: AdapterFile
+    weights: AdapterFile
+    folder_descriptor: int
+
+    def has_changed(self) -> bool:
+        """Tell whether either file was written or replaced since it was opened."""
+        return any(self._has_changed(file) for file in (self.config, self.weights))
+
+    def _has_changed(self, file: AdapterFile) -> bool:
+        try:
+            now = os.stat(file.name, dir_fd=self.folder_descriptor)
+        except OSError:
+            return True
+        return _fingerprint(now) != file.fingerprint
+
+
+@contextmanager
+def open_adapter_files(folder: Path) -> Iterator[AdapterFiles]:
+    """Open both files of the folder, and close them at the end; raises Refusal when that cannot be done safely."""
+    with ExitStack() as stack:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+            raise Refusal(f"its folder cannot be opened: {_reason(exc)}.") from exc
+        stack.callback(os.close, descriptor)
+        _refuse_other_formats(descriptor)
+        config = _open_file(CONFIG_NAME, descriptor, stack)
+        weights = _open_file(WEIGHTS_NAME, descriptor, stack)
+        yield AdapterFiles(config, weights, descriptor)
+
+
+def _refuse_other_formats(descriptor: int) -> None:
+    if _exists(_SHARDS_NAME, descriptor):
+        raise Refusal(f"is split into shards ({_SHARDS_NAME}); not supported.", code="adapter_format_unsupported")
+    if not _exists(WEIGHTS_NAME, descriptor) and _exists(_PICKLE_NAME, descriptor):
+        raise Refusal(
+            f"has only {_PICKLE_NAME}, a pickle file that is never opened; save it as {WEIGHTS_NAME}.",
+            code="adapter_format_unsupported",
+        )
+
+
+def _exists(name: str, descriptor: int) -> bool:
+    try:
+        os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _open_file(name: str, folder_descriptor: int, stack: ExitStack) -> AdapterFile:
+    # O_NONBLOCK: opening a FIFO would wait for a writer for ever.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, flags, dir_fd=folder_descriptor)
+    except FileNotFoundError as exc:
+        raise Refusal(f"its folder has no {name}.") from exc
+    except OSError as exc:
+        raise Refusal(f"{name} cannot be opened: {_reason(exc)}.") from exc
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refusal(f"{name} is not a regular file.")
+        stream = stack.enter_context(FileIO(descriptor, "rb"))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return AdapterFile(name, stream, _fingerprint(status), status.st_size, status.st_blocks)
+
+
+def _fingerprint(status: os.stat_result) -> Fingerprint:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _reason(exc: OSError | ValueError) -> str:
+    """Return what the system said without the path, which is not for clients."""
+    return (exc.strerror if isinstance(exc, OSError) else None) or "it is not a usable path"

@@ -1,0 +1,163 @@
+"""read_adapter: a PEFT adapter folder becomes AdapterWeights, or is refused with the reason; PEFT itself is not used.
+
+Cheapest checks first, each bounded: sizes, config, header, header against config and base, then the tensors. Every byte
+is read once; the digest and the tensors come from the same buffer, so what is served is what was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from loramux.adapters.adapter_files import AdapterFile, AdapterFiles, open_adapter_files
+from loramux.adapters.adapter_layout import AdapterLayout, SavedBaseWeight, lay_out, max_num_tensors
+from loramux.adapters.base_match import BaseMatch, refuse_other_base
+from loramux.adapters.peft_config import MAX_CONFIG_NBYTES, PeftConfig, parse_peft_config
+from loramux.adapters.refusal import Refusal
+from loramux.adapters.safetensors_header import (
+    LENGTH_NBYTES,
+    MAX_HEADER_NBYTES,
+    header_nbytes,
+    parse_header,
+)
+from loramux.adapters.tensor_values import refuse_changed_base, refuse_non_finite, tensor_at
+from loramux.adapters.weights import AdapterWeights, BaseModelSpec, ModuleWeights
+from loramux.errors import AdapterInvalid
+
+BaseWeight = Callable[[str], torch.Tensor]
+_SLACK = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Checks:
+    """What one adapter is checked against."""
+
+    base: BaseModelSpec
+    max_lora_rank: int
+    base_match: BaseMatch
+    serving_dtype: torch.dtype
+    base_weight: BaseWeight | None
+    max_adapter_bytes: int
+
+
+def read_adapter(
+    name: str,
+    folder: Path,
+    *,
+    base: BaseModelSpec,
+    max_lora_rank: int,
+    base_match: BaseMatch = "basename",
+    serving_dtype: torch.dtype = torch.float32,
+    base_weight: BaseWeight | None = None,
+    max_adapter_bytes: int = 2 * 1024**3,
+) -> AdapterWeights:
+    """Read and check the adapter in a local folder; raises AdapterInvalid. Blocks: call it off the event loop.
+
+    `base_weight(module)` returns the base's own weight of an embedding or lm_head; without it, an adapter that brings
+    a copy of such a weight is refused, because the copy cannot be compared.
+    """
+    checks = _Checks(base, max_lora_rank, base_match, serving_dtype, base_weight, max_adapter_bytes)
+    try:
+        weights = _read_unchanged(name, folder, checks) or _read_unchanged(name, folder, checks)
+    except Refusal as refusal:
+        raise AdapterInvalid(name, refusal.reason, code=refusal.code) from refusal
+    except OSError as exc:
+        raise AdapterInvalid(name, f"its files cannot be read: {exc.strerror}.") from exc
+    if weights is None:
+        raise AdapterInvalid(name, "its files change while they are read; try again when the copy is complete.")
+    return weights
+
+
+def _read_unchanged(name: str, folder: Path, checks: _Checks) -> AdapterWeights | None:
+    """Return the adapter, or None when its files changed meanwhile: then nothing read, nor refused, can be trusted."""
+    with open_adapter_files(folder) as files:
+        try:
+            weights = _read(name, files, checks)
+        except Refusal:
+            if files.has_changed():
+                return None
+            raise
+        return None if files.has_changed() else weights
+
+
+def _read(name: str, files: AdapterFiles, checks: _Checks) -> AdapterWeights:
+    if files.config.nbytes > MAX_CONFIG_NBYTES:
+        raise Refusal(f"{files.config.name} has {files.config.nbytes} bytes; the limit is {MAX_CONFIG_NBYTES}.")
+    config_bytes = bytes(_read_exactly(files.config, files.config.nbytes))
+    config = parse_peft_config(config_bytes)
+    refuse_other_base(name, config.base_model_name, base_names=checks.base.names, base_match=checks.base_match)
+    _refuse_oversize(files.weights, config, checks)
+
+    prefix = bytes(files.weights.read(LENGTH_NBYTES))
+    header = bytes(_read_exactly(files.weights, header_nbytes(prefix, file_nbytes=files.weights.nbytes)))
+    data_nbytes = files.weights.nbytes - len(prefix) - len(header)
+    entries = parse_header(header, data_nbytes=data_nbytes, max_tensors=max_num_tensors(checks.base))
+    layout = lay_out(entries, config=config, base=checks.base, max_lora_rank=checks.max_lora_rank)
+
+    data = _read_exactly(files.weights, data_nbytes)
+    refuse_non_finite(data, entries, checks.serving_dtype)
+    for saved in layout.saved_base_weights:
+        _refuse_changed_base(saved, data, checks.base_weight)
+    modules = _modules(layout, data)
+    nbytes = sum(module.a.nbytes + module.b.nbytes for module in modules.values())
+    return AdapterWeights(name, _digest(config_bytes, (prefix, header, data)), modules, nbytes)
+
+
+def _refuse_oversize(weights: AdapterFile, config: PeftConfig, checks: _Checks) -> None:
+    if weights.nbytes > checks.max_adapter_bytes:
+        raise Refusal(f"{weights.name} has {weights.nbytes} bytes; the limit is {checks.max_adapter_bytes}.")
+    if weights.is_sparse():
+        raise Refusal(f"{weights.name} is sparse: the disk holds less than its {weights.nbytes} bytes.")
+    budget = _max_weights_nbytes(config, checks.base)
+    if weights.nbytes > budget:
+        raise Refusal(
+            f"{weights.name} has {weights.nbytes} bytes; rank {config.max_rank} on every module of this base model "
+            f"needs at most {budget}."
+        )
+
+
+def _max_weights_nbytes(config: PeftConfig, base: BaseModelSpec) -> int:
+    """Return what the config's rank can take on all modules in float32, with copies of embedding and lm_head."""
+    num_values = 0
+    for target in base.targets.values():
+        num_values += config.max_rank * (target.in_features + target.out_features)
+        if target.kind in ("embedding", "lm_head"):
+            num_values += target.in_features * target.out_features
+    return int(_SLACK * num_values * torch.float32.itemsize) + MAX_HEADER_NBYTES
+
+
+def _read_exactly(file: AdapterFile, nbytes: int) -> bytearray:
+    content = file.read(nbytes)
+    if len(content) != nbytes:
+        raise Refusal(f"{file.name} is truncated.")
+    return content
+
+
+def _refuse_changed_base(saved: SavedBaseWeight, data: bytearray, base_weight: BaseWeight | None) -> None:
+    if base_weight is None:
+        raise Refusal(f"module {saved.module}: its saved base weight cannot be compared with this base model.")
+    refuse_changed_base(saved.module, tensor_at(data, saved.entry), base_weight(saved.module))
+
+
+def _modules(layout: AdapterLayout, data: bytearray) -> dict[str, ModuleWeights]:
+    modules = {}
+    # A view keeps the whole buffer: with copies of base weights in it, that can be a hundred times the adapter.
+    must_copy = bool(layout.saved_base_weights)
+    for pair in layout.pairs:
+        a, b = tensor_at(data, pair.a), tensor_at(data, pair.b)
+        modules[pair.module] = ModuleWeights(a.clone() if must_copy else a, b.clone() if must_copy else b, pair.scaling)
+    return modules
+
+
+def _digest(config: bytes, weights: tuple[bytes, bytes, bytearray]) -> str:
+    """Hash both files, each behind its length: no bytes can move from one to the other unseen."""
+    digest = hashlib.sha256(len(config).to_bytes(8, "little"))
+    digest.update(config)
+    digest.update(sum(map(len, weights)).to_bytes(8, "little"))
+    for piece in weights:
+        digest.update(piece)
+    return digest.hexdigest()
