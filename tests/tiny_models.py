@@ -35,7 +35,7 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, object], Sequence[str]]] = {
     "qwen2": (
         "qwen2",
         {"use_sliding_window": False},
-        ("q_proj", "k_proj", "v_proj", "gate_proj"),
+        ("q_proj", "k_proj", "v_proj", "gate_proj", "embed_tokens", "lm_head"),
     ),
     "qwen3": ("qwen3", {"head_dim": 16}, ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj")),
     "gemma2": (

@@ -143,7 +143,7 @@ class LLMEngine:
         return bool(self._groups)
 
     def step(self) -> list[RequestOutput]:
-        """Run one step; return the outputs of the requests that changed. Waits for an adapter only when nothing runs."""
+        """Run one step; return the outputs that changed. Waits for an adapter only when nothing else runs."""
         outputs = self.advance()
         if not outputs and self._awaiting_adapter and not self.scheduler.has_work():
             wait(list(self._awaiting_adapter.values()), timeout=ADAPTER_WAIT_SECONDS, return_when="FIRST_COMPLETED")
@@ -201,7 +201,7 @@ class LLMEngine:
         if not self.slots.pin(adapter.digest):
             self.host_cache.unpin(lora_int_id)
             raise RequestInvalid(
-                f"adapter id {lora_int_id} cannot be pinned: one of {self.args.max_loras} slots must stay free for others",
+                f"adapter id {lora_int_id} cannot be pinned: one of {self.args.max_loras} slots must stay unpinned",
                 param="lora_int_id",
             )
         return True

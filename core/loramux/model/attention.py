@@ -56,6 +56,8 @@ def paged_attention(
     context = current_context()
     assert context is not None, "attention outside of a forward context"
     check_arguments(attention_mask, arguments)
+    if context.windows is not None and sliding_window is not None:
+        context.windows.passed.add(sliding_window)
     layer = int(module.layer_idx)  # type: ignore[arg-type]  # transformers sets it on every attention layer
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, width]
     context.kv_cache.write(layer, key, value, context.kv_slots)
@@ -177,8 +179,11 @@ def _additive(hidden: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill_(hidden, float("-inf"))
 
 
-def _no_mask(*_arguments: object, **_named: object) -> None:
-    return None
+def _no_mask(*_arguments: object, local_size: int | None = None, **_named: object) -> None:
+    """Stand in for transformers' mask builders: masks are ours; `local_size` is the window asked for, 0 for none."""
+    context = current_context()
+    if context is not None and context.windows is not None and local_size:
+        context.windows.asked.add(local_size)
 
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention)

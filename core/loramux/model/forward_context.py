@@ -38,6 +38,14 @@ class DecodeGroup:
     lengths: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class WindowRecord:
+    """For the probe: the window sizes that the model asked masks for, and those that its layers passed on."""
+
+    asked: set[int] = field(default_factory=set)
+    passed: set[int] = field(default_factory=set)
+
+
 @dataclass(slots=True)
 class ForwardContext:
     """One step's batch as the layers see it; built by the runner, read by every layer, gone after the pass.
@@ -54,6 +62,7 @@ class ForwardContext:
     segments: Segments | None = None
     logit_segments: Segments | None = None
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    windows: WindowRecord | None = None
 
 
 class _Current:

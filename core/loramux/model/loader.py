@@ -69,6 +69,10 @@ def load_model(args: EngineArgs) -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=dtype, attn_implementation=ATTENTION_NAME, **gguf
         )
+    except KeyError as exc:  # a family that looks its attention up in a table of its own
+        raise ModelUnsupported(
+            f"model {args.model!r} cannot be served: its attention does not go through the attention interface ({exc})"
+        ) from exc
     except (OSError, ValueError) as exc:
         raise ModelUnsupported(f"model {args.model!r} cannot be loaded: {exc}") from exc
     module: nn.Module = model

@@ -21,7 +21,7 @@ from loramux.errors import ModelUnsupported
 from loramux.model.attention import ATTENTION_NAME
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.ends import lm_head, token_embedding, vocab_size
-from loramux.model.forward_context import forward_context
+from loramux.model.forward_context import WindowRecord, forward_context
 from loramux.model.kv_cache import KVCache, LayerShape
 
 BLOCK_SIZE = 4
@@ -77,10 +77,12 @@ def _probe(model: PreTrainedModel) -> ProbeResult:
     num_layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
     blocks_each = -(-max(LENGTHS) // BLOCK_SIZE)
     cache = _ProbeCache(blocks_each * len(prompts), model.dtype, model.device)
+    windows = WindowRecord()
     with _record_flat_modules(model) as flat_modules:
         for is_first in (True, False):
-            logits = _paged_logits(model, cache, prompts, is_first=is_first)
+            logits = _paged_logits(model, cache, prompts, windows, is_first=is_first)
             _check_writes(cache, num_layers)
+    _check_windows(windows)
     _check_equal(logits, torch.stack(expected), model.dtype)
     return ProbeResult(tuple(cache.layers[index] for index in range(num_layers)), frozenset(flat_modules))
 
@@ -101,7 +103,9 @@ def _own_logits(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
     return logits[0, -1]
 
 
-def _paged_logits(model: PreTrainedModel, cache: KVCache, prompts: list[list[int]], *, is_first: bool) -> torch.Tensor:
+def _paged_logits(
+    model: PreTrainedModel, cache: KVCache, prompts: list[list[int]], windows: WindowRecord, *, is_first: bool
+) -> torch.Tensor:
     """The logits [num_prompts, vocab] after the last token computed so far: the first chunk, or the rest."""
     sequences = []
     for index, (prompt, split) in enumerate(zip(prompts, FIRST_CHUNK, strict=True)):
@@ -120,6 +124,7 @@ def _paged_logits(model: PreTrainedModel, cache: KVCache, prompts: list[list[int
             )
         )
     inputs = build_inputs(sequences, cache, model.device, has_lora=False)
+    inputs.context.windows = windows
     with forward_context(inputs.context):
         logits = model(
             input_ids=inputs.token_ids,
@@ -141,6 +146,14 @@ def _check_writes(cache: _ProbeCache, num_layers: int) -> None:
     if repeated:
         raise ModelUnsupported(f"layers {repeated} call attention more than once per pass")
     cache.writes.clear()
+
+
+def _check_windows(windows: WindowRecord) -> None:
+    """A window that only a mask knows of is one that paged attention would not apply to long prompts."""
+    if windows.asked != windows.passed:
+        raise ModelUnsupported(
+            f"it masks attention to windows of {sorted(windows.asked)} tokens, its layers to {sorted(windows.passed)}"
+        )
 
 
 def _check_equal(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
