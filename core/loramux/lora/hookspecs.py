@@ -1,0 +1,52 @@
+"""Every hook a plugin may implement, with what it is given and what its answer means.
+
+Hooks are plain functions, called one plugin after the other; a fault in one is logged under the plugin's name and
+never reaches another plugin or the server. They run on the server's event loop: answer at once, do slow work elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import pluggy
+
+if TYPE_CHECKING:
+    from loramux.lora.resolver import LoRAResolver
+
+hookspec = pluggy.HookspecMarker("loramux")
+hookimpl = pluggy.HookimplMarker("loramux")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEvent:
+    """One step in the life of an adapter; `reason` is set for "failed", the id only once the server has given one."""
+
+    kind: Literal["resolved", "loaded", "failed", "evicted", "unloaded"]
+    adapter_name: str
+    lora_int_id: int | None = None
+    lora_path: str | None = None
+    reason: str | None = None
+
+
+@hookspec
+def create_resolver(options: Mapping[str, str]) -> LoRAResolver | None:
+    """Build this plugin's resolver from its own options; None means "installed, but not configured".
+
+    Called once at start. A LoRAResolver subclass has this hook already: it calls `from_config`.
+    """
+
+
+@hookspec
+def authorize(principal: str | None, adapter_name: str) -> bool | None:
+    """Say whether `principal` may use the adapter: False refuses, True allows, None leaves it to the other plugins.
+
+    Called for every request that names an adapter, before anything is looked up. One False is enough to refuse; a
+    fault, or an answer that is no bool, refuses too. Whoever is refused sees "does not exist".
+    """
+
+
+@hookspec
+def adapter_event(event: AdapterEvent) -> None:
+    """Take note of what happened to an adapter. Called after the fact; what is returned is ignored."""
