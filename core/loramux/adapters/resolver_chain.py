@@ -1,0 +1,108 @@
+"""ResolverChain: asks the active resolvers, one after the other, who knows an adapter.
+
+The first answer wins. An error ends the search, so that the outage of a private source is never answered by a public
+namesake. What a resolver returns is not trusted: name, type and folder are checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from loramux.adapters.adapter_name import is_adapter_name
+from loramux.adapters.resolver_thread import ResolverThread
+from loramux.errors import AdapterNotFound, ResolverDenied, ResolverFailed
+from loramux.lora.plugin_manager import ActiveResolver
+from loramux.lora.request import LoRARequest
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_SECONDS = 5.0
+
+
+class ResolverChain:
+    """Owns one thread per resolver, and closes the resolvers at the end."""
+
+    def __init__(self, resolvers: Sequence[ActiveResolver]) -> None:
+        self._members = [(active, ResolverThread(active.name)) for active in resolvers]
+
+    async def resolve(self, base_model_name: str, lora_name: str) -> LoRARequest:
+        """Return the first answer; raises AdapterNotFound when nobody knows the name, ResolverFailed for a fault.
+
+        The id in the answer is whatever the resolver put there: the caller gives its own.
+        """
+        if not is_adapter_name(lora_name):
+            raise AdapterNotFound(lora_name)
+        for active, thread in self._members:
+            try:
+                found = await thread.run(partial(_ask, active, base_model_name, lora_name))
+            except ResolverDenied as exc:
+                logger.info("adapter denied adapter=%s resolver=%s reason=%s", lora_name, active.name, exc)
+                raise AdapterNotFound(lora_name) from exc
+            if found is not None:
+                logger.info("adapter found adapter=%s resolver=%s path=%s", lora_name, active.name, found.lora_path)
+                return found
+        raise AdapterNotFound(lora_name)
+
+    async def close(self) -> None:
+        """Close every resolver on its own loop, then the loops; never raises for a resolver's fault."""
+        await asyncio.gather(*(_close(active, thread) for active, thread in self._members))
+
+
+async def _ask(active: ActiveResolver, base_model_name: str, lora_name: str) -> LoRARequest | None:
+    try:
+        answer = active.resolver.resolve_lora(base_model_name, lora_name)
+        found = await answer if inspect.isawaitable(answer) else _not_async(active)
+    except FileNotFoundError:
+        return None
+    except (ResolverFailed, ResolverDenied):
+        raise
+    except (Exception, SystemExit) as exc:  # a plugin call
+        raise _fault(active, f"failed on {lora_name!r}: {type(exc).__name__}: {exc}") from exc
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise _fault(active, f"failed on {lora_name!r}: it cancelled itself") from exc
+    if found is None:
+        return None
+    await _check(active, lora_name, found)
+    return replace(found, lora_path=str(found.lora_path))  # a Path is accepted, too
+
+
+async def _check(active: ActiveResolver, lora_name: str, found: LoRARequest) -> None:
+    if not isinstance(found, LoRARequest):
+        raise _fault(active, f"returned {type(found).__name__} for {lora_name!r}; it must return a LoRARequest or None")
+    if found.lora_name != lora_name:
+        raise _fault(active, f"was asked for {lora_name!r}, but returned {found.lora_name!r}")
+    roots = active.resolver.allowed_roots
+    if roots is not None and not await asyncio.to_thread(_is_inside, found.lora_path, roots):
+        allowed = ", ".join(str(root) for root in roots) or "none"
+        raise _fault(active, f"returned {found.lora_path} for {lora_name!r}, outside its allowed roots: {allowed}")
+
+
+def _is_inside(path: str, roots: Sequence[str | Path]) -> bool:
+    folder = Path(path).resolve()
+    return any(folder.is_relative_to(Path(root).resolve()) for root in roots)
+
+
+def _not_async(active: ActiveResolver) -> None:
+    raise _fault(active, "has a resolve_lora that is not async: write `async def resolve_lora`", retryable=False)
+
+
+def _fault(active: ActiveResolver, what: str, *, retryable: bool = True) -> ResolverFailed:
+    return ResolverFailed(f"resolver {active.name!r} {what}", retryable=retryable)
+
+
+async def _close(active: ActiveResolver, thread: ResolverThread) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+            await thread.run(active.resolver.aclose)
+    except Exception:  # a plugin call
+        logger.exception("resolver did not close resolver=%s", active.name)
+    await thread.close()
