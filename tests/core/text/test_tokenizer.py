@@ -1,8 +1,10 @@
 """The tokenizer answers as transformers does, from any thread, and refuses what it cannot encode by name."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gguf
 import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -56,6 +58,33 @@ def test_a_saved_one_comes_back_without_its_truncation(tmp_path: Path) -> None:
     text = tiny_tokenizers.CORPUS[0]
     assert Tokenizer.load(tmp_path).encode(text) == saved.encode(text)
     assert Tokenizer.load(tmp_path).eos_token_ids == saved.eos_token_ids
+
+
+def test_a_gguf_file_brings_its_own(tmp_path: Path) -> None:
+    original = tiny_tokenizers.byte_level()
+    model = json.loads(original.backend.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(8)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(16)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in tiny_tokenizers.SPECIAL else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_eos_token_id(original.eos_token_ids[0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded = Tokenizer.load(tmp_path, gguf_file="model.gguf")
+    assert loaded.eos_token_ids == original.eos_token_ids
+    assert [loaded.encode(text) for text in tiny_tokenizers.CORPUS[:4]] == [
+        original.encode(text) for text in tiny_tokenizers.CORPUS[:4]
+    ]
 
 
 def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
