@@ -1,0 +1,105 @@
+"""The aiohttp application: routes, what surrounds every handler, and how it is run."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from loramux import __version__
+from loramux.errors import EngineDead, LoramuxError
+from loramux.server.access_log import AccessLogger
+from loramux.server.adapters import load_adapter, unload_adapter
+from loramux.server.auth import require_api_key
+from loramux.server.chat import create_chat_completion
+from loramux.server.completions import create_completion
+from loramux.server.errors import Refused, describe, describe_http
+from loramux.server.models import get_model, list_models
+from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
+from loramux.server.request_id import request_id_of
+from loramux.server.state import SERVER, Server
+
+MAX_BODY_BYTES = 4 * 1024**2
+KEEPALIVE_SECONDS = 30  # also how long a client may take to send its headers; aiohttp's own default is an hour
+SHUTDOWN_SECONDS = 2.0  # what is still open after InFlight.drain has no more to say
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(server: Server) -> web.Application:
+    """Put the routes together."""
+    middlewares: list[Middleware] = [_answer_errors]
+    if server.api_keys:
+        middlewares.append(require_api_key(server.api_keys))
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
+    app[SERVER] = server
+    app.on_response_prepare.append(_sign)
+    app.router.add_get("/health", _health)
+    app.router.add_get("/version", _version)
+    app.router.add_get("/v1/models", list_models)
+    app.router.add_get("/v1/models/{model:.+}", get_model)
+    _add_post(app, "/v1/completions", create_completion)
+    _add_post(app, "/v1/chat/completions", create_chat_completion)
+    if server.allow_runtime_updates:
+        _add_post(app, "/v1/load_lora_adapter", load_adapter)
+        _add_post(app, "/v1/unload_lora_adapter", unload_adapter)
+    return app
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Make what serves the application: a client that leaves cancels its handler, and bodies are never inflated."""
+    return web.AppRunner(
+        app,
+        handler_cancellation=True,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        auto_decompress=False,
+        access_log_class=AccessLogger,
+        access_log=logging.getLogger("loramux.access"),
+    )
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn everything that goes wrong into the one shape of errors; outermost, so nothing escapes it."""
+    try:
+        return await handler(request)
+    except web.HTTPException as exc:
+        return describe_http(exc, method=request.method, path=request.path).response()
+    except LoramuxError as exc:
+        return describe(exc, request_id=request_id_of(request)).response()
+    except ConnectionError:  # the client is gone: there is nobody to tell
+        raise
+    except Exception as exc:
+        logger.exception("request failed request_id=%s", request_id_of(request))
+        return describe(exc, request_id=request_id_of(request)).response()
+
+
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = "loramux"
+    response.headers[REQUEST_ID_HEADER] = request_id_of(request)
+
+
+async def _continue_or_refuse(request: web.Request) -> web.StreamResponse | None:
+    """Answer an `Expect` header before the body comes; aiohttp's own refusal is plain text."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        if request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+    refused = Refused("unsupported_encoding", "The only accepted 'Expect' header is 100-continue.")
+    return describe(refused, request_id=request_id_of(request)).response()
+
+
+def _add_post(app: web.Application, path: str, handler: Handler) -> None:
+    app.router.add_post(path, handler, expect_handler=_continue_or_refuse)
+
+
+async def _health(request: web.Request) -> web.Response:
+    if not request.app[SERVER].engine.is_running:
+        raise EngineDead("the engine has stopped")
+    return web.Response()
+
+
+async def _version(_: web.Request) -> web.Response:
+    return web.json_response({"version": __version__})

@@ -1,0 +1,128 @@
+"""POST /v1/chat/completions: the next message of a chat, whole or as a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from loramux.outputs import CompletionOutput, RequestOutput
+from loramux.server.auth import principal_of
+from loramux.server.body import read_body
+from loramux.server.generation import Job, collect, growing_answers
+from loramux.server.models import choose_model
+from loramux.server.pieces import AnswerCursor, Piece, chat_logprobs, prompt_logprobs, usage
+from loramux.server.prompts import chat_prompt, check_fits
+from loramux.server.protocol import ChatCompletionRequest
+from loramux.server.request_id import request_id_of
+from loramux.server.state import SERVER, Server
+from loramux.server.streaming import Event, stream_events
+
+Json = dict[str, object]
+
+
+async def create_chat_completion(request: web.Request) -> web.StreamResponse:
+    """Answer POST /v1/chat/completions."""
+    server = request.app[SERVER]
+    body = await read_body(request, ChatCompletionRequest)
+    async with server.in_flight.admit():
+        chat = await _prepare(server, body, request)
+        if not body.stream:
+            return web.json_response(chat.whole(await collect(server.engine, chat.job)))
+    return await stream_events(request, _events(chat), server.in_flight)
+
+
+async def _prepare(server: Server, body: ChatCompletionRequest, request: web.Request) -> _Chat:
+    sampling_params = body.sampling_params(
+        max_tokens=body.answer_tokens, logprobs=body.num_logprobs, prompt_logprobs=body.prompt_logprobs
+    )
+    model = await choose_model(server, body.model, principal_of(request))
+    prompt = await chat_prompt(server, body)
+    check_fits([prompt], max_tokens=body.answer_tokens, max_model_len=server.max_model_len, param="messages")
+    job = Job(request_id_of(request), [prompt.token_ids], sampling_params, model.lora_request)
+    return _Chat(server, body, job, model.name, int(time.time()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """One request and the shapes of its answers."""
+
+    server: Server
+    body: ChatCompletionRequest
+    job: Job
+    model: str
+    created: int
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Json:
+        """Build the response that is not a stream."""
+        (output,) = outputs
+        return {
+            **self._envelope("chat.completion", [self._choice(answer) for answer in output.outputs]),
+            "usage": usage(outputs),
+            "prompt_logprobs": prompt_logprobs(output),
+        }
+
+    def chunk(self, choices: Sequence[Json]) -> Json:
+        """Build one event of a stream."""
+        return self._envelope("chat.completion.chunk", choices)
+
+    def logprobs(self, piece: Piece) -> Json | None:
+        """Give the log-probabilities of some tokens, when they were asked for."""
+        num_top = self.body.num_logprobs
+        return (
+            None if num_top is None else chat_logprobs(piece, num_top=num_top, text_of=self.server.tokenizer.token_text)
+        )
+
+    def _choice(self, answer: CompletionOutput) -> Json:
+        return {
+            "index": answer.index,
+            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": self.logprobs(AnswerCursor().take(answer)),
+            "finish_reason": answer.finish_reason,
+            "stop_reason": answer.stop_reason,
+        }
+
+    def _envelope(self, kind: str, choices: Sequence[Json]) -> Json:
+        return {
+            "id": f"chatcmpl-{self.job.request_id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "system_fingerprint": None,
+        }
+
+
+async def _events(chat: _Chat) -> AsyncGenerator[Event, None]:
+    cursors: dict[int, AnswerCursor] = {}
+    latest: list[RequestOutput] = []
+    async with aclosing(growing_answers(chat.server.engine, chat.job)) as answers:
+        async for update, answer in answers:
+            latest = [update.output]
+            running_usage = {"usage": usage(latest)} if chat.body.wants_running_usage else {}
+            if answer.index not in cursors:
+                cursors[answer.index] = AnswerCursor()
+                yield {**chat.chunk([_opening(answer.index)]), **running_usage}
+            choice = _delta(chat, answer, cursors[answer.index].take(answer))
+            if choice["delta"] or choice["logprobs"] or answer.finished:
+                yield {**chat.chunk([choice]), **running_usage}
+    if chat.body.wants_usage:
+        yield {**chat.chunk([]), "usage": usage(latest)}
+
+
+def _opening(index: int) -> Json:
+    delta = {"role": "assistant", "content": ""}
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+def _delta(chat: _Chat, answer: CompletionOutput, piece: Piece) -> Json:
+    return {
+        "index": answer.index,
+        "delta": {"content": piece.text} if piece.text else {},
+        "logprobs": chat.logprobs(piece) if piece.token_ids else None,
+        "finish_reason": answer.finish_reason,
+        "stop_reason": answer.stop_reason,
+    }

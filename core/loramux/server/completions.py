@@ -1,0 +1,173 @@
+"""POST /v1/completions: texts continued, whole or as a stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from loramux.errors import RequestInvalid
+from loramux.outputs import CompletionOutput, RequestOutput
+from loramux.sampling_params import SamplingParams
+from loramux.server.auth import principal_of
+from loramux.server.body import read_body
+from loramux.server.generation import Job, collect, growing_answers
+from loramux.server.models import choose_model
+from loramux.server.pieces import AnswerCursor, Piece, completion_logprobs, prompt_logprobs, usage
+from loramux.server.prompts import Prompt, check_fits, completion_prompts, parse_prompts
+from loramux.server.protocol import DEFAULT_COMPLETION_TOKENS, MAX_CHOICES, CompletionRequest
+from loramux.server.request_id import request_id_of
+from loramux.server.state import SERVER, Server
+from loramux.server.streaming import Event, stream_events
+
+
+async def create_completion(request: web.Request) -> web.StreamResponse:
+    """Answer POST /v1/completions."""
+    server = request.app[SERVER]
+    body = await read_body(request, CompletionRequest)
+    async with server.in_flight.admit():
+        completion = await _prepare(server, body, request)
+        if not body.stream:
+            return web.json_response(completion.whole(await collect(server.engine, completion.job)))
+    return await stream_events(request, _events(completion), server.in_flight)
+
+
+async def _prepare(server: Server, body: CompletionRequest, request: web.Request) -> _Completion:
+    sampling_params = _sampling_params(body)
+    values = parse_prompts(body.prompt)
+    if len(values) * sampling_params.n > MAX_CHOICES:
+        message = f"'n' times the number of prompts must be at most {MAX_CHOICES}."
+        raise RequestInvalid(message, param="n", code="value_above_maximum")
+    model = await choose_model(server, body.model, principal_of(request))
+    prompts = await completion_prompts(server, body, values)
+    max_tokens = 0 if _is_echo_only(body) else sampling_params.max_tokens
+    check_fits(prompts, max_tokens=max_tokens, max_model_len=server.max_model_len, param="prompt")
+    job = Job(request_id_of(request), [prompt.token_ids for prompt in prompts], sampling_params, model.lora_request)
+    return _Completion(server, body, prompts, job, model.name, int(time.time()))
+
+
+def _sampling_params(body: CompletionRequest) -> SamplingParams:
+    """What the engine computes; an echo alone still needs one step, whose token is dropped."""
+    max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    return body.sampling_params(
+        max_tokens=1 if _is_echo_only(body) else max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=_larger(body.prompt_logprobs, body.logprobs if body.echo else None),
+    )
+
+
+def _is_echo_only(body: CompletionRequest) -> bool:
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    given = [value for value in (one, other) if value is not None]
+    return max(given) if given else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """One request and the shapes of its answers."""
+
+    server: Server
+    body: CompletionRequest
+    prompts: Sequence[Prompt]
+    job: Job
+    model: str
+    created: int
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, object]:
+        """Build the response that is not a stream."""
+        choices = [
+            {
+                **_ChoiceWriter(self, prompt_index, answer.index).choice(output, answer),
+                "prompt_logprobs": prompt_logprobs(output) if self.body.prompt_logprobs is not None else None,
+            }
+            for prompt_index, output in enumerate(outputs)
+            for answer in output.outputs
+        ]
+        return {**self.envelope(choices), "usage": self.usage(outputs)}
+
+    def envelope(self, choices: Sequence[object]) -> dict[str, object]:
+        """What a response and every chunk of a stream share."""
+        return {
+            "id": f"cmpl-{self.job.request_id}",
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "system_fingerprint": None,
+        }
+
+    def usage(self, outputs: Sequence[RequestOutput]) -> dict[str, object]:
+        """Count the tokens of these prompts."""
+        num_dropped = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
+        return usage(outputs, num_uncounted=num_dropped if _is_echo_only(self.body) else 0)
+
+
+class _ChoiceWriter:
+    """Turns the growing answer of one choice into what the client has not seen of it."""
+
+    def __init__(self, completion: _Completion, prompt_index: int, answer_index: int) -> None:
+        self._completion = completion
+        self._prompt = completion.prompts[prompt_index]
+        self._index = prompt_index * completion.job.sampling_params.n + answer_index
+        self._cursor = AnswerCursor()
+        self._offset = 0
+        self._owes_prompt = bool(completion.body.echo)
+
+    def choice(self, output: RequestOutput, answer: CompletionOutput) -> dict[str, object]:
+        """Give the next part of the choice; the first one starts with the prompt where an echo was asked for."""
+        piece = self._next_piece(output, answer)
+        is_echo_only = _is_echo_only(self._completion.body)
+        return {
+            "index": self._index,
+            "text": piece.text,
+            "logprobs": self._logprobs(piece),
+            "finish_reason": "length" if is_echo_only else answer.finish_reason,
+            "stop_reason": None if is_echo_only else answer.stop_reason,
+        }
+
+    def _next_piece(self, output: RequestOutput, answer: CompletionOutput) -> Piece:
+        piece = Piece("") if _is_echo_only(self._completion.body) else self._cursor.take(answer)
+        if self._owes_prompt:
+            self._owes_prompt = False
+            return Piece(self._prompt.text, output.prompt_token_ids, output.prompt_logprobs or ()) + piece
+        return piece
+
+    def _logprobs(self, piece: Piece) -> dict[str, list[object]] | None:
+        num_top = self._completion.body.logprobs
+        if num_top is None:
+            return None
+        text_of = self._completion.server.tokenizer.token_text
+        logprobs = completion_logprobs(piece, num_top=num_top, offset=self._offset, text_of=text_of)
+        self._offset += sum(len(str(token)) for token in logprobs["tokens"])
+        return logprobs
+
+
+async def _events(completion: _Completion) -> AsyncGenerator[Event, None]:
+    body = completion.body
+    writers: dict[tuple[int, int], _ChoiceWriter] = {}
+    latest: dict[int, RequestOutput] = {}
+    async with aclosing(growing_answers(completion.server.engine, completion.job)) as answers:
+        async for update, answer in answers:
+            latest[update.prompt_index] = update.output
+            place = (update.prompt_index, answer.index)
+            writer = writers.setdefault(place, _ChoiceWriter(completion, *place))
+            choice = writer.choice(update.output, answer)
+            if _says_something(choice):
+                chunk = completion.envelope([choice])
+                if body.wants_running_usage:
+                    chunk["usage"] = completion.usage([update.output])
+                yield chunk
+    if body.wants_usage:
+        yield {**completion.envelope([]), "usage": completion.usage([*latest.values()])}
+
+
+def _says_something(choice: dict[str, object]) -> bool:
+    logprobs = choice["logprobs"]
+    has_tokens = isinstance(logprobs, dict) and bool(logprobs["tokens"])
+    return bool(choice["text"]) or has_tokens or choice["finish_reason"] is not None

@@ -1,0 +1,144 @@
+"""Run one request's prompts in the engine at once and hand their outputs over as they grow.
+
+Outputs are cumulative, so the latest one of a prompt replaces those that were not taken yet: a client that reads
+slowly gets fewer, larger pieces and holds up neither the engine nor memory. Leaving the context, for whatever reason,
+aborts what still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from loramux.errors import EngineDead
+from loramux.lora.request import LoRARequest
+from loramux.outputs import CompletionOutput, RequestOutput
+from loramux.sampling_params import SamplingParams
+
+
+class Engine(Protocol):
+    """What the server needs of an engine; AsyncLLMEngine has it."""
+
+    def generate(
+        self,
+        prompt: list[int],
+        sampling_params: SamplingParams,
+        request_id: str,
+        lora_request: LoRARequest | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Answer one prompt with cumulative outputs; closing the iterator aborts the request."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine still answers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that the engine is asked for one HTTP request; every prompt has `sampling_params.n` answers."""
+
+    request_id: str
+    prompts: Sequence[list[int]]
+    sampling_params: SamplingParams
+    lora_request: LoRARequest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The state of one prompt."""
+
+    prompt_index: int
+    output: RequestOutput
+
+
+class _Mailbox:
+    """The latest output of each prompt that was not taken yet, and how the prompts ended."""
+
+    def __init__(self, num_prompts: int) -> None:
+        self._latest: dict[int, RequestOutput] = {}
+        self._num_running = num_prompts
+        self._failure: Exception | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, prompt_index: int, output: RequestOutput) -> None:
+        self._latest[prompt_index] = output
+        self._changed.set()
+
+    def finish(self, failure: Exception | None) -> None:
+        self._num_running -= 1
+        self._failure = self._failure or failure
+        self._changed.set()
+
+    async def updates(self) -> AsyncIterator[Update]:
+        while self._num_running or self._latest:
+            await self._changed.wait()
+            self._changed.clear()
+            latest, self._latest = self._latest, {}
+            for prompt_index, output in latest.items():
+                yield Update(prompt_index, output)
+            if self._failure is not None:
+                raise self._failure
+
+
+@asynccontextmanager
+async def running(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Update]]:
+    """Start the job; iterate what this gives for its updates. The first failure of a prompt is raised there."""
+    mailbox = _Mailbox(len(job.prompts))
+    tasks = [asyncio.create_task(_run_prompt(engine, job, index, mailbox)) for index in range(len(job.prompts))]
+    try:
+        yield mailbox.updates()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def growing_answers(engine: Engine, job: Job) -> AsyncGenerator[tuple[Update, CompletionOutput], None]:
+    """Run the job and give each answer whenever its prompt has news; one that has ended comes once and no more."""
+    ended: set[tuple[int, int]] = set()
+    async with running(engine, job) as updates:
+        async for update in updates:
+            for answer in update.output.outputs:
+                place = (update.prompt_index, answer.index)
+                if place not in ended:
+                    yield update, answer
+                if answer.finished:
+                    ended.add(place)
+
+
+async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
+    """Run the job to its end; the final output of each prompt, in their order."""
+    final: dict[int, RequestOutput] = {}
+    async with running(engine, job) as updates:
+        async for update in updates:
+            final[update.prompt_index] = update.output
+    return [final[index] for index in range(len(job.prompts))]
+
+
+async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -> None:
+    failure: Exception | None = None
+    request_id = f"{job.request_id}-{uuid.uuid4().hex[:8]}-{index}"  # a client may send one id twice
+    outputs = engine.generate(job.prompts[index], job.sampling_params, request_id, job.lora_request)
+    try:
+        async for output in outputs:
+            _raise_if_broken(output)
+            mailbox.put(index, output)
+    except Exception as exc:  # handed over to the request's own task, which raises it
+        failure = exc
+    finally:
+        if isinstance(outputs, AsyncGenerator):
+            await outputs.aclose()
+    mailbox.finish(failure)
+
+
+def _raise_if_broken(output: RequestOutput) -> None:
+    if output.error is not None:
+        raise output.error
+    if any(answer.finish_reason == "abort" for answer in output.outputs):
+        raise EngineDead("the request was aborted")

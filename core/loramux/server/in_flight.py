@@ -1,0 +1,71 @@
+"""The requests now being answered, and how they end when the server does.
+
+Every admitted request ends in one of three ways: by itself, because its client left, or, when the server stops and
+the grace period is over, with ServerDraining raised inside it, so that it still can tell its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from loramux.server.errors import Refused
+
+
+class InFlight:
+    """Count admitted requests; lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._limits: set[asyncio.Timeout] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.is_draining = False
+
+    def __len__(self) -> int:
+        return len(self._limits)
+
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
+        """Hold a place while a request is answered; raises Refused once the server is stopping."""
+        if self.is_draining:
+            raise _draining()
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                self._idle.clear()
+                yield
+        except TimeoutError:
+            if limit.expired():
+                raise _draining() from None
+            raise
+        finally:
+            self._limits.discard(limit)
+            if not self._limits:
+                self._idle.set()
+
+    async def drain(self, *, grace_seconds: float, farewell_seconds: float) -> None:
+        """Admit nobody, let the admitted finish, then end what is left; returns when nothing is in flight.
+
+        `farewell_seconds` bounds how long a request may take to tell its client that it was ended.
+        """
+        self.is_draining = True
+        if await self._is_idle_within(grace_seconds):
+            return
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            limit.reschedule(now)
+        await self._is_idle_within(farewell_seconds)
+
+    async def _is_idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def _draining() -> Refused:
+    return Refused("server_draining", "The server is shutting down. Retry shortly.")

@@ -1,0 +1,58 @@
+"""What the handlers share: the engine, the registry and the settings the server was started with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from loramux.adapters.registry import AdapterRegistry
+from loramux.server.auth import ApiKeys
+from loramux.server.generation import Engine
+from loramux.server.in_flight import InFlight
+
+
+class Tokenizer(Protocol):
+    """What the server needs of a tokenizer; all of it may be called from any thread."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Text to tokens."""
+        ...
+
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Tokens to text."""
+        ...
+
+    def token_text(self, token_id: int) -> str:
+        """What one token adds to a text."""
+        ...
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> list[int]:
+        """Messages to the tokens of a prompt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server; complete once the static adapters are loaded.
+
+    `allowed_lora_roots` limits what the load endpoint may read; None is no limit.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    registry: AdapterRegistry
+    base_model_names: tuple[str, ...]
+    model_root: str
+    max_model_len: int
+    created: int
+    api_keys: ApiKeys = field(default_factory=ApiKeys)
+    allow_runtime_updates: bool = False
+    allowed_lora_roots: tuple[Path, ...] | None = None
+    in_flight: InFlight = field(default_factory=InFlight)
+
+
+SERVER = web.AppKey("server", Server)

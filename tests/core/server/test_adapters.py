@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loramux.errors import AdapterInvalid
+
+LOAD = "/v1/load_lora_adapter"
+UNLOAD = "/v1/unload_lora_adapter"
+
+
+@pytest.fixture
+async def client(start, adapter_folder: Path):
+    return await start(allow_runtime_updates=True, allowed_lora_roots=(adapter_folder.parent,))
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+async def test_the_addresses_do_not_exist_unless_they_are_allowed(start, path: str) -> None:
+    client = await start()
+
+    reply = await client.post(path, {"lora_name": "sql", "lora_path": "/x"})
+
+    assert (reply.status, reply.error["code"]) == (404, "unknown_url")
+    assert reply.error["message"] == f"Unknown request URL: POST {path}."
+
+
+async def test_an_adapter_is_loaded_used_and_unloaded(client, adapter_folder: Path) -> None:
+    loaded = await client.post(LOAD, {"lora_name": "sql", "lora_path": str(adapter_folder)})
+    answer = await client.complete(model="sql")
+    unloaded = await client.post(UNLOAD, {"lora_name": "sql"})
+
+    assert (loaded.status, loaded.text) == (200, "Success: LoRA adapter 'sql' added successfully.")
+    assert answer.json["choices"][0]["text"] == "sql>hi"
+    assert (unloaded.status, unloaded.text) == (200, "Success: LoRA adapter 'sql' removed successfully.")
+    assert (await client.complete(model="sql")).status == 404
+
+
+async def test_an_adapter_can_be_unloaded_by_its_id(client, adapter_folder: Path) -> None:
+    await client.post(LOAD, {"lora_name": "sql", "lora_path": str(adapter_folder)})
+    lora_int_id = (await client.get("/v1/models/sql")).json["lora_int_id"]
+
+    reply = await client.post(UNLOAD, {"lora_int_id": lora_int_id})
+
+    assert reply.text == "Success: LoRA adapter 'sql' removed successfully."
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "lora_name"),
+        ({"lora_path": "/x"}, "lora_name"),
+        ({"lora_name": "", "lora_path": "/x"}, "lora_name"),
+        ({"lora_name": "sql"}, "lora_path"),
+        ({"lora_name": "sql", "lora_path": ""}, "lora_path"),
+    ],
+)
+async def test_loading_needs_a_name_and_a_path(client, body: dict[str, str], param: str) -> None:
+    reply = await client.post(LOAD, body)
+
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "missing_required_parameter", param)
+    assert reply.error["message"] == "Both 'lora_name' and 'lora_path' must be provided."
+
+
+@pytest.mark.parametrize("body", [{}, {"lora_name": ""}])
+async def test_unloading_needs_a_name_or_an_id(client, body: dict[str, str]) -> None:
+    reply = await client.post(UNLOAD, body)
+
+    assert (reply.status, reply.error["code"]) == (400, "missing_required_parameter")
+
+
+@pytest.mark.parametrize(("body", "shown"), [({"lora_name": "sql"}, "sql"), ({"lora_int_id": 7}, "7")])
+async def test_an_adapter_that_is_not_loaded_cannot_be_unloaded(client, body: dict[str, object], shown: str) -> None:
+    reply = await client.post(UNLOAD, body)
+
+    assert (reply.status, reply.error["code"]) == (404, "adapter_not_found")
+    assert reply.error["message"] == f"The lora adapter '{shown}' cannot be found."
+
+
+async def test_a_name_is_loaded_once(client, adapter_folder: Path) -> None:
+    body = {"lora_name": "sql", "lora_path": str(adapter_folder)}
+    await client.post(LOAD, body)
+
+    reply = await client.post(LOAD, body)
+
+    assert (reply.status, reply.error["code"]) == (400, "adapter_already_loaded")
+    assert reply.error["message"].startswith("The lora adapter 'sql' has already been loaded.")
+
+
+async def test_the_names_of_the_base_model_are_taken(client, adapter_folder: Path) -> None:
+    reply = await client.post(LOAD, {"lora_name": "llama", "lora_path": str(adapter_folder)})
+
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "adapter_name_reserved", "lora_name")
+
+
+async def test_an_invalid_adapter_says_why(client, engine, adapter_folder: Path) -> None:
+    engine.refusals["sql"] = AdapterInvalid(
+        "sql", f"rank 128 in {adapter_folder} is too high", code="adapter_rank_too_high"
+    )
+
+    reply = await client.post(LOAD, {"lora_name": "sql", "lora_path": str(adapter_folder)})
+
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "adapter_rank_too_high", "lora_path")
+    assert reply.error["message"] == "Adapter `sql` cannot be served: rank 128 in <path> is too high"
+
+
+async def test_outside_and_missing_look_the_same(client, adapter_folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "adapter_config.json").write_text("{}")
+    (adapter_folder.parent / "link").symlink_to(outside)
+    root = adapter_folder.parent
+
+    replies = [
+        await client.post(LOAD, {"lora_name": "sql", "lora_path": str(path)})
+        for path in (
+            outside,
+            root / "link",
+            root / "../outside",
+            root / "missing",
+            root,
+            "a\x00b",
+            "x" * 5000,
+            "~nobody/x",
+        )
+    ]
+
+    assert {reply.status for reply in replies} == {404}
+    assert {reply.text for reply in replies} == {replies[0].text}
+    assert replies[0].error["message"] == "No adapter found at the given path."
+
+
+async def test_a_link_inside_the_roots_is_followed(client, adapter_folder: Path) -> None:
+    (adapter_folder.parent / "link").symlink_to(adapter_folder)
+
+    reply = await client.post(LOAD, {"lora_name": "sql", "lora_path": str(adapter_folder.parent / "link")})
+
+    assert reply.status == 200
+
+
+async def test_without_roots_any_folder_will_do(start, adapter_folder: Path) -> None:
+    client = await start(allow_runtime_updates=True)
+
+    reply = await client.post(LOAD, {"lora_name": "sql", "lora_path": str(adapter_folder)})
+
+    assert reply.status == 200

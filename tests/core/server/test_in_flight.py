@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from loramux.server.errors import Refused
+from loramux.server.in_flight import InFlight
+
+SECOND = 1.0
+
+
+async def test_draining_waits_for_what_finishes_by_itself() -> None:
+    in_flight, may_finish, ended = InFlight(), asyncio.Event(), []
+
+    async def request() -> None:
+        async with in_flight.admit():
+            await may_finish.wait()
+            ended.append("finished")
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    drain = asyncio.create_task(in_flight.drain(grace_seconds=SECOND, farewell_seconds=SECOND))
+    await asyncio.sleep(0)
+    may_finish.set()
+    await asyncio.gather(task, drain)
+
+    assert ended == ["finished"]
+    assert len(in_flight) == 0
+
+
+async def test_after_the_grace_period_requests_end_with_a_refusal() -> None:
+    in_flight = InFlight()
+
+    async def request() -> None:
+        async with in_flight.admit():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    await in_flight.drain(grace_seconds=0, farewell_seconds=SECOND)
+
+    with pytest.raises(Refused) as caught:
+        await task
+    assert caught.value.code == "server_draining"
+    assert len(in_flight) == 0
+
+
+async def test_nobody_is_admitted_once_draining_has_begun() -> None:
+    in_flight = InFlight()
+    await in_flight.drain(grace_seconds=0, farewell_seconds=0)
+
+    with pytest.raises(Refused):
+        async with in_flight.admit():
+            pytest.fail("admitted")
+
+
+async def test_a_timeout_of_the_request_itself_is_not_taken_for_the_end() -> None:
+    in_flight = InFlight()
+
+    with pytest.raises(TimeoutError):
+        async with in_flight.admit(), asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+
+async def test_a_request_that_does_not_say_farewell_is_not_waited_for_forever() -> None:
+    in_flight, may_finish = InFlight(), asyncio.Event()
+
+    async def stubborn() -> None:
+        async with in_flight.admit():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await may_finish.wait()
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await in_flight.drain(grace_seconds=0, farewell_seconds=0.01)
+
+    assert not task.done()
+    may_finish.set()
+    with pytest.raises(Refused):
+        await task
+
+
+async def test_a_stream_is_told_that_the_server_stops(client, engine) -> None:
+    engine.hold_after = 3
+    call = asyncio.create_task(client.complete(stream=True))
+    await asyncio.wait_for(engine.reached_gate.wait(), SECOND)
+
+    await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=SECOND)
+
+    events = (await call).events
+    assert events[-1]["error"]["code"] == "server_draining"
+    assert engine.num_running == 0
+
+
+async def test_a_whole_answer_that_is_cut_off_is_a_503(client, engine) -> None:
+    engine.hold_after = 3
+    call = asyncio.create_task(client.complete())
+    await asyncio.wait_for(engine.reached_gate.wait(), SECOND)
+
+    await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=SECOND)
+
+    reply = await call
+    assert (reply.status, reply.error["code"]) == (503, "server_draining")
+    assert reply.headers["Retry-After"] == "1"
+
+
+async def test_new_requests_are_refused_while_the_server_stops(client) -> None:
+    await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=0)
+
+    replies = [await client.complete(), await client.chat(stream=True)]
+
+    assert [(reply.status, reply.error["code"]) for reply in replies] == [(503, "server_draining")] * 2
+    assert replies[0].headers["Connection"] == "close"

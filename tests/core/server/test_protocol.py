@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from loramux.errors import RequestInvalid
+from loramux.sampling_params import SamplingParams
+from loramux.server.protocol import ChatCompletionRequest, CompletionRequest, Message
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def completion(**fields: object) -> CompletionRequest:
+    return CompletionRequest.model_validate({"prompt": "hi", **fields})
+
+
+def chat(**fields: object) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate({"messages": HELLO, **fields})
+
+
+def test_every_sampling_field_reaches_the_engine() -> None:
+    fields = {
+        "n": 2,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "min_p": 0.1,
+        "seed": 7,
+        "min_tokens": 1,
+        "stop": ["a", "b"],
+        "stop_token_ids": [3],
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.2,
+        "repetition_penalty": 1.1,
+        "skip_special_tokens": False,
+    }
+
+    params = completion(**fields, logit_bias={"5": 1, "6": -2.5}).sampling_params(
+        max_tokens=9, logprobs=2, prompt_logprobs=1
+    )
+
+    assert params == SamplingParams(**fields, max_tokens=9, logprobs=2, prompt_logprobs=1, logit_bias={5: 1.0, 6: -2.5})
+
+
+def test_null_means_the_default_for_every_field() -> None:
+    nulls = {name: None for name in CompletionRequest.model_fields if name != "prompt"}
+
+    params = completion(**nulls).sampling_params(max_tokens=16, logprobs=None, prompt_logprobs=None)
+
+    assert params == SamplingParams()
+
+
+def test_fields_that_nobody_knows_are_accepted() -> None:
+    completion(store=True, metadata={"a": 1}, no_such_field=[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best_of", 3),
+        ("suffix", "end"),
+        ("response_format", {"type": "json_object"}),
+        ("tools", [{"type": "function"}]),
+        ("chat_template", "{{ x }}"),
+        ("continue_final_message", True),
+        ("allowed_token_ids", [1]),
+        ("bad_words", ["x"]),
+        ("truncate_prompt_tokens", 5),
+        ("use_beam_search", True),
+    ],
+)
+def test_fields_that_would_change_the_answer_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(RequestInvalid, match=f"^'{name}' is not supported") as caught:
+        chat(**{name: value})
+
+    assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("best_of", 1), ("suffix", None), ("response_format", {"type": "text"}), ("tools", [])]
+)
+def test_the_same_fields_are_accepted_where_they_change_nothing(name: str, value: object) -> None:
+    chat(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": "x" * 257},
+        {"stop": [""]},
+        {"stop": ["x"] * 17},
+        {"logprobs": 21},
+        {"logprobs": -1},
+        {"logit_bias": {str(token): 1 for token in range(301)}},
+        {"stop_token_ids": [-1]},
+        {"temperature": float("nan")},
+        {"echo": 1},
+    ],
+)
+def test_types_and_caps_are_kept(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        completion(**fields)
+
+
+def test_stream_options_need_a_stream() -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        completion(stream_options={"include_usage": True})
+
+    assert caught.value.param == "stream_options"
+
+
+def test_prompt_logprobs_need_a_whole_answer() -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        completion(prompt_logprobs=1, stream=True)
+
+    assert caught.value.param == "prompt_logprobs"
+
+
+@pytest.mark.parametrize(
+    ("options", "at_the_end", "in_every_chunk"),
+    [
+        (None, False, False),
+        ({}, False, False),
+        ({"include_usage": False}, False, False),
+        ({"include_usage": True}, True, False),
+        ({"include_usage": True, "continuous_usage_stats": True}, True, True),
+        ({"include_usage": False, "continuous_usage_stats": True}, False, False),
+    ],
+)
+def test_usage_in_a_stream_is_asked_for_by_its_options(
+    options: dict[str, bool] | None, at_the_end: bool, in_every_chunk: bool
+) -> None:
+    body = completion(stream=True, stream_options=options)
+
+    assert (body.wants_usage, body.wants_running_usage) == (at_the_end, in_every_chunk)
+
+
+def test_logit_bias_must_be_keyed_by_token_ids() -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        completion(logit_bias={"hello": 1}).sampling_params(max_tokens=1, logprobs=None, prompt_logprobs=None)
+
+    assert caught.value.param == "logit_bias"
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_logprobs"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 3}, 3),
+        ({"top_logprobs": 0}, None),
+    ],
+)
+def test_a_chat_asks_for_logprobs_with_two_fields(fields: dict[str, object], num_logprobs: int | None) -> None:
+    assert chat(**fields).num_logprobs == num_logprobs
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    with pytest.raises(RequestInvalid, match="when using `top_logprobs`, `logprobs` must be set to true"):
+        _ = chat(top_logprobs=2).num_logprobs
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [({}, None), ({"max_tokens": 5}, 5), ({"max_tokens": 5, "max_completion_tokens": 7}, 7)],
+)
+def test_the_newer_name_for_the_length_of_an_answer_wins(fields: dict[str, object], tokens: int | None) -> None:
+    assert chat(**fields).answer_tokens == tokens
+
+
+def test_text_parts_become_one_text_and_other_fields_reach_the_template() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    message = Message.model_validate({"role": "user", "content": parts, "name": "Ada"})
+
+    assert message.for_template() == {"role": "user", "content": "one\ntwo", "name": "Ada"}
+
+
+def test_a_message_without_content_is_empty() -> None:
+    assert Message.model_validate({"role": "assistant", "content": None}).for_template()["content"] == ""
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [],
+        [{"content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+        [{"role": "user", "content": 5}],
+        ["hello"],
+    ],
+)
+def test_messages_that_are_none_are_refused(messages: list[object]) -> None:
+    with pytest.raises(ValidationError):
+        ChatCompletionRequest.model_validate({"messages": messages})

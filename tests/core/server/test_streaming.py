@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from loramux.errors import AdapterInvalid, EngineDead
+from loramux.server import streaming
+
+SECOND = 1.0  # more than a loopback request takes; a broken promise then fails instead of hanging
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failure_before_the_first_token_has_its_own_status(client, engine, stream: bool) -> None:
+    engine.fail_after, engine.failure = 0, AdapterInvalid("sql", "too big")
+
+    reply = await client.complete(stream=stream)
+
+    assert (reply.status, reply.error["code"]) == (400, "adapter_invalid")
+
+
+@pytest.mark.parametrize("kind", ["complete", "chat"])
+async def test_a_failure_after_it_is_an_error_event_without_done(client, engine, kind: str) -> None:
+    engine.fail_after, engine.failure = 3, EngineDead("gone")
+
+    reply = await getattr(client, kind)(stream=True)
+
+    assert reply.status == 200
+    assert reply.events[-1]["error"]["code"] == "engine_unavailable"
+    assert "[DONE]" not in reply.events
+    assert engine.num_running == 0
+
+
+async def test_a_failure_that_an_output_reports_is_one_too(client, engine) -> None:
+    engine.report_after, engine.failure = 3, AdapterInvalid("sql", "gone")
+
+    assert (await client.complete(stream=True)).events[-1]["error"]["code"] == "adapter_invalid"
+    assert (await client.complete()).error["code"] == "adapter_invalid"
+
+
+async def test_a_bug_in_a_stream_tells_nothing_but_the_request_id(client, engine, caplog) -> None:
+    engine.fail_after, engine.failure = 3, ZeroDivisionError("/etc/secret")
+
+    reply = await client.complete(stream=True)
+
+    request_id = reply.headers["X-Request-Id"]
+    assert reply.events[-1]["error"]["message"] == f"Internal error (request id {request_id})."
+    assert request_id in caplog.text
+
+
+async def test_a_stream_is_not_cached_or_buffered_on_its_way(client) -> None:
+    headers = (await client.complete(stream=True)).headers
+
+    assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert headers["Cache-Control"] == "no-cache, no-transform"
+    assert headers["X-Accel-Buffering"] == "no"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("hold_after", [0, 3])
+async def test_a_client_that_leaves_aborts_its_request(client, engine, stream: bool, hold_after: int) -> None:
+    engine.hold_after = hold_after
+    call = asyncio.create_task(client.complete(stream=stream, prompt=["a", "b"]))
+    await asyncio.wait_for(engine.reached_gate.wait(), SECOND)
+
+    call.cancel()
+
+    await asyncio.wait_for(engine.left.wait(), SECOND)
+    assert engine.num_aborted == 2
+    assert len(client.server.in_flight) == 0
+
+
+async def test_a_client_that_reads_nothing_is_dropped(client, engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "WRITE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(streaming, "_encoded", lambda event: b"data: " + b"x" * 2**23 + b"\n\n")
+    engine.hold_after = 3
+    host, port = client.url.removeprefix("http://").split(":")
+    body = b'{"prompt": "hi", "stream": true}'
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+
+        await asyncio.wait_for(engine.left.wait(), SECOND)
+
+    assert engine.num_aborted == 1

@@ -1,0 +1,135 @@
+"""An engine and a tokenizer that answer at once, in bytes, and fail or wait when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+
+from loramux.errors import AdapterInvalid, LoramuxError, RequestInvalid
+from loramux.lora.request import LoRARequest
+from loramux.outputs import CompletionOutput, Logprob, RequestOutput
+from loramux.sampling_params import SamplingParams
+
+
+class ByteTokenizer:
+    """One token per UTF-8 byte."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return ([1] if add_special_tokens else []) + list(text.encode())
+
+    def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        return bytes(token_id for token_id in token_ids if token_id > 1).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return self.decode([token_id])
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> list[int]:
+        if messages[-1]["role"] != "user":
+            raise RequestInvalid("messages do not fit the model's chat template", param="messages")
+        return self.encode("".join(f"<{message['role']}>{message['content']}" for message in messages))
+
+
+class FakeEngine:
+    """Answers `MODEL>PROMPT`, one token per output; `MODEL` is the adapter's name or `base`.
+
+    `fail_after` tokens `failure` is raised; `report_after` tokens an output carries `failure`. While `gate` is closed
+    nobody gets past `hold_after` tokens.
+    """
+
+    def __init__(self) -> None:
+        self.is_running = True
+        self.failure: Exception = LoramuxError("not set")
+        self.fail_after: int | None = None
+        self.report_after: int | None = None
+        self.hold_after: int | None = None
+        self.gate = asyncio.Event()
+        self.reached_gate = asyncio.Event()
+        self.left = asyncio.Event()
+        self.num_running = 0
+        self.num_aborted = 0
+        self.seen: list[tuple[list[int], SamplingParams, str, LoRARequest | None]] = []
+        self.loaded: dict[int, LoRARequest] = {}
+        self.refusals: dict[str, AdapterInvalid] = {}
+
+    async def add_lora(self, request: LoRARequest) -> bool:
+        if request.lora_name in self.refusals:
+            raise self.refusals[request.lora_name]
+        self.loaded[request.lora_int_id] = request
+        return True
+
+    async def remove_lora(self, lora_int_id: int) -> bool:
+        return self.loaded.pop(lora_int_id, None) is not None
+
+    async def generate(
+        self,
+        prompt: list[int],
+        sampling_params: SamplingParams,
+        request_id: str,
+        lora_request: LoRARequest | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        self.seen.append((prompt, sampling_params, request_id, lora_request))
+        self.num_running += 1
+        is_done = False
+        try:
+            reply = f"{'base' if lora_request is None else lora_request.lora_name}>".encode() + bytes(prompt[1:])
+            length = min(len(reply), sampling_params.max_tokens or len(reply))
+            for num_tokens in range(1, length + 1):
+                await self._act(num_tokens - 1)
+                is_last = num_tokens == length
+                answers = [
+                    _answer(index, reply[:num_tokens], sampling_params, lora_request, is_last, length < len(reply))
+                    for index in range(sampling_params.n)
+                ]
+                yield RequestOutput(
+                    request_id,
+                    None,
+                    prompt,
+                    _prompt_logprobs(prompt, sampling_params),
+                    answers,
+                    is_last,
+                    lora_request,
+                    num_cached_tokens=1,
+                    error=self.failure if self.report_after == num_tokens else None,
+                )
+            is_done = True
+        finally:
+            self.num_running -= 1
+            self.num_aborted += not is_done
+            if self.num_running == 0:
+                self.left.set()
+
+    async def _act(self, num_tokens: int) -> None:
+        await asyncio.sleep(0)
+        if self.hold_after == num_tokens:
+            self.reached_gate.set()
+            await self.gate.wait()
+        if self.fail_after == num_tokens:
+            raise self.failure
+
+
+def _answer(
+    index: int, reply: bytes, params: SamplingParams, lora_request: LoRARequest | None, is_last: bool, is_cut: bool
+) -> CompletionOutput:
+    return CompletionOutput(
+        index,
+        reply.decode(errors="ignore"),
+        list(reply),
+        logprobs=None if params.logprobs is None else [_logprobs(token, params.logprobs) for token in reply],
+        finish_reason=None if not is_last else "length" if is_cut else "stop",
+        lora_request=lora_request,
+    )
+
+
+def _logprobs(token: int, num_top: int) -> dict[int, Logprob]:
+    table = {token: Logprob(-0.5, 2, chr(token))}
+    for rank, other in enumerate((token + 1, token + 2), start=1):
+        if rank <= num_top:
+            table[other] = Logprob(-0.25 * rank if rank == 1 else float("-inf"), rank if rank == 1 else 3, chr(other))
+    return table
+
+
+def _prompt_logprobs(prompt: list[int], params: SamplingParams) -> list[dict[int, Logprob] | None] | None:
+    if params.prompt_logprobs is None:
+        return None
+    return [None, *(_logprobs(token, params.prompt_logprobs) for token in prompt[1:])]
