@@ -1,0 +1,1 @@
+"""From an adapter name to checked weights in a slot."""
