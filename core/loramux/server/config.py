@@ -1,0 +1,93 @@
+"""What `loramux serve` was told about serving, validated before a weight is read."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loramux.config import EngineArgs
+from loramux.errors import ConfigInvalid
+from loramux.lora.plugin_manager import PluginConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoRAModule:
+    """An adapter that is served from the start."""
+
+    name: str
+    path: str
+    base_model_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Everything about the server that is not about the engine.
+
+    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. Port 0 takes any free port. Raises
+    ConfigInvalid, which names the setting, its value and what to do.
+    """
+
+    engine: EngineArgs
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    lora_modules: tuple[LoRAModule, ...] = ()
+    plugins: PluginConfig = field(default_factory=PluginConfig)
+    allow_runtime_updates: bool = False
+    allowed_lora_roots: tuple[Path, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigInvalid(f"--port must be from 0 to 65535, got {self.port}")
+        if not all(key.strip() for key in self.api_keys):
+            raise ConfigInvalid("--api-key must not be empty")
+        self._check_exposure()
+        self._check_names()
+        self._check_lora_is_on()
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines can reach the server."""
+        return not _is_loopback(self.host)
+
+    def _check_exposure(self) -> None:
+        if not self.is_public:
+            return
+        if not self.api_keys:
+            raise ConfigInvalid(
+                f"--host {self.host!r} lets other machines in, so a key is needed: give --api-key KEY or set "
+                "LORAMUX_API_KEY, or listen on 127.0.0.1"
+            )
+        if self.allow_runtime_updates and self.allowed_lora_roots is None:
+            raise ConfigInvalid(
+                f"--host {self.host!r} lets other machines in, and LORAMUX_ALLOW_RUNTIME_LORA_UPDATING lets them load "
+                "adapters: give --allowed-lora-roots DIR,DIR to say from where"
+            )
+
+    def _check_names(self) -> None:
+        counts = Counter([*self.engine.base_model_names, *(module.name for module in self.lora_modules)])
+        for name, count in counts.items():
+            if count > 1:
+                raise ConfigInvalid(f"the model name {name!r} is given {count} times; every model needs its own name")
+
+    def _check_lora_is_on(self) -> None:
+        if self.engine.enable_lora:
+            return
+        asked_for = {
+            "--lora-modules": bool(self.lora_modules),
+            "--lora-resolvers": self.plugins.resolver_names is not None,
+            "--resolver-option": bool(self.plugins.options.flags),
+            "--allowed-lora-roots": self.allowed_lora_roots is not None,
+        }
+        for flag, is_given in asked_for.items():
+            if is_given:
+                raise ConfigInvalid(f"{flag} needs --enable-lora")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,182 @@
+"""`loramux serve`, from checked settings to a server that answers, and from a signal to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from loramux.adapters.registry import AdapterRegistry
+from loramux.adapters.resolver_chain import ResolverChain
+from loramux.engine.async_llm_engine import AsyncLLMEngine
+from loramux.errors import ConfigInvalid
+from loramux.lora.plugin_manager import PluginManager
+from loramux.lora.request import LoRARequest
+from loramux.server.app import build_app, make_runner
+from loramux.server.auth import ApiKeys
+from loramux.server.config import ServerConfig
+from loramux.server.screen import StartScreen, show_loading, show_start
+from loramux.server.state import Server
+
+GRACE_SECONDS = 5.0
+"""How long requests may go on after the first signal; then they are told that the server stops."""
+
+FAREWELL_SECONDS = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+def serve(config: ServerConfig) -> int:
+    """Serve until a signal comes; raises a LoramuxError that says why when it cannot start."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _warn_of_risks(config)
+    listener = _bind(config.host, config.port)  # first: a port that is taken shows before minutes of loading
+    with listener:
+        plugins = PluginManager.start(config.plugins) if config.engine.enable_lora else None
+        relay = _EvictionRelay()
+        with show_loading(config.engine.model):
+            engine = AsyncLLMEngine.from_engine_args(config.engine, on_adapter_event=relay)
+        try:
+            asyncio.run(_run(config, engine, plugins, listener=listener, relay=relay))
+        finally:
+            engine.shutdown()
+            if plugins is not None:
+                plugins.close()
+    return 0
+
+
+async def _run(
+    config: ServerConfig,
+    engine: AsyncLLMEngine,
+    plugins: PluginManager | None,
+    *,
+    listener: socket.socket,
+    relay: _EvictionRelay,
+) -> None:
+    async with _registry(config, engine, plugins) as registry:
+        relay.connect(registry)
+        for module in config.lora_modules:
+            await registry.add(module.name, module.path, base_model_name=module.base_model_name, origin="static")
+        server = _server(config, engine, registry)
+        runner = make_runner(build_app(server))
+        await runner.setup()
+        try:
+            stopping = _stop_on_signal()
+            site = web.SockSite(runner, listener, backlog=1024)
+            await site.start()
+            statuses = () if plugins is None else tuple(plugins.report())
+            show_start(StartScreen(engine.summary, config, statuses, _url(config.host, listener)))
+            await stopping.wait()
+            logger.info(
+                "stopping in_flight=%d: they get %g seconds; a second signal ends at once",
+                len(server.in_flight),
+                GRACE_SECONDS,
+            )
+            await site.stop()
+            await server.in_flight.drain(grace_seconds=GRACE_SECONDS, farewell_seconds=FAREWELL_SECONDS)
+        finally:
+            await runner.cleanup()
+
+
+@asynccontextmanager
+async def _registry(
+    config: ServerConfig, engine: AsyncLLMEngine, plugins: PluginManager | None
+) -> AsyncIterator[AdapterRegistry]:
+    chain = ResolverChain(() if plugins is None else plugins.resolvers)
+    registry = AdapterRegistry(
+        config.engine.base_model_names,
+        chain,
+        load=engine.add_lora,
+        unload=engine.remove_lora,
+        hooks=None if plugins is None else plugins.hooks,
+    )
+    try:
+        yield registry
+    finally:
+        await registry.close()
+        await chain.close()
+
+
+def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegistry) -> Server:
+    return Server(
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        registry=registry,
+        base_model_names=config.engine.base_model_names,
+        model_root=config.engine.model,
+        max_model_len=engine.summary.max_model_len,
+        created=int(time.time()),
+        api_keys=ApiKeys.from_keys(config.api_keys),
+        allow_runtime_updates=config.allow_runtime_updates and config.engine.enable_lora,
+        allowed_lora_roots=config.allowed_lora_roots,
+    )
+
+
+class _EvictionRelay:
+    """Carries the engine's news of evicted adapters from its threads to the registry's loop."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._registry: AdapterRegistry | None = None
+
+    def connect(self, registry: AdapterRegistry) -> None:
+        """Start to pass on; called on the registry's loop."""
+        self._registry = registry
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, kind: str, request: LoRARequest) -> None:
+        if kind != "evicted" or self._loop is None or self._registry is None or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._registry.notify_evicted, request.lora_int_id)
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """Set the event at the first SIGINT or SIGTERM; the second one ends the process at once."""
+    stopping = asyncio.Event()
+
+    def stop(number: signal.Signals) -> None:
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    return stopping
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        raise ConfigInvalid(f"cannot listen on --host {host} --port {port}: {exc.strerror or exc}") from exc
+    return listener
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _warn_of_risks(config: ServerConfig) -> None:
+    if not config.allow_runtime_updates:
+        return
+    logger.warning(
+        "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING is on: whoever reaches this server can load and unload adapters. "
+        "Leave it off unless every client is trusted."
+    )
+    if config.allowed_lora_roots is None:
+        logger.warning("--allowed-lora-roots is not set: adapters can be loaded from any folder of this machine")

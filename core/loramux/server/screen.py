@@ -1,0 +1,96 @@
+"""What the operator sees while the server starts: progress, then one screen; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from transformers.utils import logging as transformers_logging
+
+from loramux import __version__
+from loramux.config import StartupSummary
+from loramux.lora.plugin_manager import PluginStatus
+from loramux.server.config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StartScreen:
+    """All that the screen tells."""
+
+    summary: StartupSummary
+    config: ServerConfig
+    plugins: Sequence[PluginStatus]
+    url: str
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Label and text of every line."""
+        summary = self.summary
+        return [
+            ("model", self._model()),
+            ("device", f"{summary.device}, {summary.dtype}"),
+            (
+                "KV cache",
+                f"{summary.kv_tokens:,} tokens ({_size(summary.kv_bytes)}), up to {summary.max_num_seqs} sequences "
+                f"at once, {summary.max_model_len:,} tokens each",
+            ),
+            ("adapters", self._adapters()),
+            *(("resolver" if index == 0 else "", line) for index, line in enumerate(self._resolvers())),
+            ("access", "with an API key" if self.config.api_keys else "open to everybody on this machine"),
+            ("listening", self.url),
+        ]
+
+    def _model(self) -> str:
+        names = self.config.engine.served_model_name
+        return f"{self.summary.model}, served as {', '.join(names)}" if names else self.summary.model
+
+    def _adapters(self) -> str:
+        if not self.config.engine.enable_lora:
+            return "off (--enable-lora turns them on)"
+        summary = self.summary
+        loaded = ", ".join(module.name for module in self.config.lora_modules)
+        text = f"{summary.max_loras} slots, {summary.max_cpu_loras} in host memory, rank up to {summary.max_lora_rank}"
+        return f"{text}; loaded: {loaded}" if loaded else text
+
+    def _resolvers(self) -> list[str]:
+        if not self.config.engine.enable_lora:
+            return []
+        return [_plugin_line(status) for status in self.plugins] or ["none installed"]
+
+
+@contextmanager
+def show_loading(model: str) -> Iterator[None]:
+    """Say that the model is being loaded; on a terminal the weights' own progress bar follows."""
+    console = Console(stderr=True)
+    console.print(Text(f"loramux {__version__}: loading {model}"))
+    if not console.is_terminal:
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
+    yield
+
+
+def show_start(screen: StartScreen) -> None:
+    """Print the screen to standard output; the last line is the address, so that it says "ready"."""
+    console = Console()
+    if not console.is_terminal:
+        sys.stdout.write("".join(f"{label or ' ':<10} {text}\n" for label, text in screen.lines()))
+        sys.stdout.flush()
+        return
+    table = Table.grid(padding=(0, 2))
+    for label, text in screen.lines():
+        table.add_row(Text(label, style="bold"), Text(text))
+    console.print(Panel(table, title=f"loramux {__version__}", title_align="left", expand=False))
+
+
+def _plugin_line(status: PluginStatus) -> str:
+    if status.reason:
+        return f"{status.name} (inactive: {status.reason})"
+    return f"{status.name}: {status.looks_in}" if status.looks_in else status.name
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loramux.config import EngineArgs
+from loramux.errors import ConfigInvalid
+from loramux.lora.plugin_manager import PluginConfig
+from loramux.lora.resolver_options import ResolverOptions
+from loramux.server.config import LoRAModule, ServerConfig
+
+
+def config(*, enable_lora: bool = True, **settings: object) -> ServerConfig:
+    return ServerConfig(engine=EngineArgs(model="llama", enable_lora=enable_lora), **settings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_this_machine_needs_no_key(host: str) -> None:
+    assert not config(host=host, allow_runtime_updates=True).is_public
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_other_machines_need_a_key(host: str) -> None:
+    with pytest.raises(ConfigInvalid, match="a key is needed: give --api-key KEY or set LORAMUX_API_KEY"):
+        config(host=host)
+
+    assert config(host=host, api_keys=("key",)).is_public
+
+
+def test_other_machines_may_load_adapters_from_named_folders_only() -> None:
+    with pytest.raises(ConfigInvalid, match="--allowed-lora-roots"):
+        config(host="0.0.0.0", api_keys=("key",), allow_runtime_updates=True)
+
+    config(host="0.0.0.0", api_keys=("key",), allow_runtime_updates=True, allowed_lora_roots=(Path("/a"),))
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_is_a_port(port: int) -> None:
+    with pytest.raises(ConfigInvalid, match=f"--port must be from 0 to 65535, got {port}"):
+        config(port=port)
+
+
+def test_an_empty_key_is_no_key() -> None:
+    with pytest.raises(ConfigInvalid, match="--api-key must not be empty"):
+        config(api_keys=("key", " "))
+
+
+@pytest.mark.parametrize("names", [("sql", "sql"), ("llama",)])
+def test_every_model_needs_its_own_name(names: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigInvalid, match=f"{names[0]!r} is given 2 times"):
+        config(lora_modules=tuple(LoRAModule(name, "/a") for name in names))
+
+
+@pytest.mark.parametrize(
+    ("flag", "settings"),
+    [
+        ("--lora-modules", {"lora_modules": (LoRAModule("sql", "/a"),)}),
+        ("--lora-resolvers", {"plugins": PluginConfig(("filesystem",))}),
+        ("--resolver-option", {"plugins": PluginConfig(None, ResolverOptions(flags={"filesystem": {"root": "/a"}}))}),
+        ("--allowed-lora-roots", {"allowed_lora_roots": (Path("/a"),)}),
+    ],
+)
+def test_adapters_are_not_served_by_accident(flag: str, settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigInvalid, match=f"^{flag} needs --enable-lora$"):
+        config(enable_lora=False, **settings)
+
+
+def test_an_environment_that_configures_resolvers_does_not_stop_a_server_without_lora() -> None:
+    environment = {"LORAMUX_FILESYSTEM_ROOT": "/a"}
+
+    config(enable_lora=False, plugins=PluginConfig(None, ResolverOptions(environment=environment)))
+
+
+def test_keys_are_not_in_the_repr() -> None:
+    assert "my-key" not in repr(config(api_keys=("my-key",)))

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from loramux.errors import ConfigInvalid
+from loramux.server.config import LoRAModule
+from loramux.server.lora_modules import parse_lora_modules
+
+
+def test_both_forms_can_be_mixed_and_empty_items_are_skipped() -> None:
+    items = ["sql=/adapters/sql", "", '{"name": "org/json", "path": "/a=b", "base_model_name": "llama"}']
+
+    assert parse_lora_modules(items) == [
+        LoRAModule("sql", "/adapters/sql"),
+        LoRAModule("org/json", "/a=b", "llama"),
+    ]
+
+
+def test_a_path_may_hold_an_equals_sign() -> None:
+    assert parse_lora_modules(["sql=/a=b"]) == [LoRAModule("sql", "/a=b")]
+
+
+@pytest.mark.parametrize("item", ["sql", "sql=/a,json=/b", "{", '{"name": "sql", "path": "/a",}'])
+def test_what_is_no_json_is_shown(item: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_lora_modules([item])
+
+    assert str(caught.value) == f"Invalid JSON format for --lora-modules: {item}"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        "[1]",
+        "5",
+        '{"name": "sql"}',
+        '{"path": "/a"}',
+        '{"name": "sql", "path": ""}',
+        '{"name": 5, "path": "/a"}',
+        '{"name": "sql", "path": "/a", "rank": 8}',
+        '{"name": "sql", "path": "/a", "base_model_name": 5}',
+    ],
+)
+def test_wrong_fields_are_shown(item: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"^Invalid fields for --lora-modules: ") as caught:
+        parse_lora_modules([item])
+
+    assert item in str(caught.value)
+
+
+@pytest.mark.parametrize("item", ["=/a", "sql="])
+def test_half_a_pair_is_refused(item: str) -> None:
+    with pytest.raises(ConfigInvalid, match="must look like name=path"):
+        parse_lora_modules([item])

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loramux
+from loramux.cli import _build_parser, main
+from loramux.config import EngineArgs
+from loramux.server.arguments import read_server_config
+from loramux.server.config import LoRAModule, ServerConfig
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LORAMUX_API_KEY", "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING", "LORAMUX_FILESYSTEM_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def read(*arguments: str, **environment: str) -> ServerConfig:
+    return read_server_config(_build_parser().parse_args(["serve", "llama", *arguments]), environment)
+
+
+def test_a_model_alone_gives_the_defaults() -> None:
+    config = read()
+
+    assert config == ServerConfig(engine=EngineArgs(model="llama"))
+    assert (config.host, config.port) == ("127.0.0.1", 8000)
+
+
+def test_every_engine_flag_reaches_the_engine(tmp_path: Path) -> None:
+    config = read(
+        *("--served-model-name", "a", "b"),
+        *("--tokenizer", "t"),
+        "--enable-lora",
+        *("--max-loras", "2"),
+        *("--max-lora-rank", "16"),
+        *("--max-cpu-loras", "20"),
+        *("--max-model-len", "128"),
+        *("--max-num-seqs", "4"),
+        *("--max-num-batched-tokens", "32"),
+        *("--kv-cache-memory-bytes", "64MiB"),
+        *("--memory-utilization", "0.5"),
+        *("--dtype", "float32"),
+        *("--device", "cpu"),
+        *("--seed", "3"),
+        *("--base-match", "off"),
+    )
+
+    assert config.engine == EngineArgs(
+        model="llama",
+        tokenizer="t",
+        served_model_name=("a", "b"),
+        enable_lora=True,
+        max_loras=2,
+        max_lora_rank=16,
+        max_cpu_loras=20,
+        max_model_len=128,
+        max_num_seqs=4,
+        max_num_batched_tokens=32,
+        dtype="float32",
+        device="cpu",
+        seed=3,
+        kv_cache_memory_bytes=64 * 2**20,
+        memory_utilization=0.5,
+        base_match="off",
+    )
+
+
+def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text("[resolvers.filesystem]\nroot = '/file'\n")
+    config = read(
+        "--enable-lora",
+        *("--lora-modules", "sql=/sql", '{"name": "json", "path": "/json"}'),
+        *("--host", "0.0.0.0"),
+        *("--port", "0"),
+        *("--api-key", "one", "two"),
+        *("--lora-resolvers", "filesystem, hub"),
+        *("--resolver-option", "filesystem.root=/flag"),
+        *("--resolver-option", "hub.repos=a/b"),
+        *("--config", str(tmp_path / "options.toml")),
+        *("--allowed-lora-roots", str(tmp_path)),
+        LORAMUX_ALLOW_RUNTIME_LORA_UPDATING="True",
+    )
+
+    assert config.lora_modules == (LoRAModule("sql", "/sql"), LoRAModule("json", "/json"))
+    assert (config.host, config.port, config.api_keys) == ("0.0.0.0", 0, ("one", "two"))
+    assert config.plugins.resolver_names == ("filesystem", "hub")
+    assert config.plugins.options.of("filesystem", {"filesystem", "hub"}) == {"root": "/flag"}
+    assert config.plugins.options.file == {"filesystem": {"root": "/file"}}
+    assert config.allow_runtime_updates
+    assert config.allowed_lora_roots == (tmp_path.resolve(),)
+
+
+def test_the_key_of_the_environment_counts_when_no_flag_gives_one() -> None:
+    assert read(LORAMUX_API_KEY="env").api_keys == ("env",)
+    assert read("--api-key", "flag", LORAMUX_API_KEY="env").api_keys == ("flag",)
+    assert read(LORAMUX_API_KEY="").api_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "is_on"), [("True", True), ("true", True), ("1", True), ("False", False), ("0", False)]
+)
+def test_runtime_updates_are_switched_by_the_environment(value: str, is_on: bool) -> None:
+    assert read(LORAMUX_ALLOW_RUNTIME_LORA_UPDATING=value).allow_runtime_updates is is_on
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lora-modules", "sql"], "Invalid JSON format for --lora-modules: sql"),
+        (["--lora-modules", '{"name": "sql"}'], 'Invalid fields for --lora-modules: {"name": "sql"}'),
+        (["--lora-modules", "a=/a", "=x"], "--lora-modules '=x' must look like name=path"),
+        (["--lora-modules", "a=/a"], "--lora-modules needs --enable-lora"),
+        (["--lora-resolvers", "filesystem"], "--lora-resolvers needs --enable-lora"),
+        (["--resolver-option", "root"], "--resolver-option 'root' must look like NAME.OPTION=VALUE"),
+        (["--config", "/nowhere.toml"], "--config /nowhere.toml"),
+        (["--host", "0.0.0.0"], "a key is needed"),
+        (["--max-loras", "0"], "max_loras must be an integer of at least 1, got 0"),
+        (["--max-loras", "8", "--max-cpu-loras", "4"], "max_cpu_loras (4) must be >= max_loras (8)"),
+        (["--enable-lora", "--allowed-lora-roots", "/nowhere"], "--allowed-lora-roots: '/nowhere' is no folder"),
+    ],
+)
+def test_a_wrong_setting_ends_the_command_with_its_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["serve", "llama", *arguments])
+
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LORAMUX_ALLOW_RUNTIME_LORA_UPDATING", "yes")
+
+    assert main(["serve", "llama"]) == 2
+    assert "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING must be True or False, got 'yes'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--kv-cache-memory-bytes", "lots"], ["--dtype", "int3"], ["--port", "http"], ["--no-such-flag"]]
+)
+def test_what_is_no_argument_at_all_shows_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "llama", *arguments])
+
+    assert caught.value.code == 2
+    assert "usage: loramux" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "nbytes"), [("1024", 1024), ("2KiB", 2048), ("1gib", 2**30), ("3 MiB", 3 * 2**20)])
+def test_sizes_may_have_units(text: str, nbytes: int) -> None:
+    assert read("--kv-cache-memory-bytes", text).engine.kv_cache_memory_bytes == nbytes
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"loramux {loramux.__version__}\n"
+
+
+def test_plugins_are_listed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["plugins", "--json", "--resolver-option", f"filesystem.root={tmp_path}"])
+
+    statuses = {plugin["name"]: plugin for plugin in json.loads(capsys.readouterr().out)}
+    assert status == 0
+    assert statuses["filesystem"]["is_active"]
+    assert str(tmp_path) in statuses["filesystem"]["looks_in"]
+
+
+def test_plugins_are_listed_as_a_table_that_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plugins"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "distribution", "version", "active", "looks", "in", "hooks"]
+    assert any("filesystem" in line and "no: installed but not configured" in line for line in lines)
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--help"], ["plugins"], ["--version"]])
+def test_what_needs_no_model_does_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom loramux.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert completed.returncode == 0, completed.stdout + completed.stderr
