@@ -26,5 +26,8 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+families: .venv/installed
+	$(BIN)/python -W ignore tests/families_table.py
+
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache

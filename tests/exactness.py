@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from tiny_models import FAMILIES, VOCAB_SIZE, build_adapter, build_model
 from transformers import AutoModelForCausalLM
 
 from loramux import LLM, LoRARequest, RequestOutput, SamplingParams
 from loramux.model.sampler import SampledToken, Sampler, SamplingRow
+from tiny_models import FAMILIES, VOCAB_SIZE, build_adapter, build_model
 
 RANKS = (1, 4, 8, 17, 64)
 MAX_TOKENS = 14
@@ -85,7 +85,9 @@ def _adapters(family: str, folder: Path, root: Path) -> dict[str, Path]:
     adapters = {}
     for index, rank in enumerate(RANKS):
         some = [target for place, target in enumerate(targets) if place % len(RANKS) != index] or targets
-        options: dict[str, object] = {"use_rslora": rank == 17, "fan_in_fan_out": family == "gpt2"}
+        options: dict[str, object] = {"fan_in_fan_out": family == "gpt2"}
+        if rank == 17:
+            options |= {"use_rslora": True, "lora_alpha": 8}
         if rank == 8:
             options |= {"rank_pattern": {some[0]: 3}, "alpha_pattern": {some[-1]: 5}}
         name = f"{family}-r{rank}"

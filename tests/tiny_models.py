@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -28,7 +28,7 @@ _SHAPE = {
     "pad_token_id": 0,
     "initializer_range": 0.2,
 }
-# family → model_type, what differs from _SHAPE, and the modules that its adapters target
+# family → model_type, what differs from SHAPE, and the modules that its adapters target
 FAMILIES: Mapping[str, tuple[str, Mapping[str, object], Sequence[str]]] = {
     "llama": ("llama", {}, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")),
     "mistral": ("mistral", {"sliding_window": 8}, ("q_proj", "v_proj", "o_proj", "down_proj")),
@@ -118,7 +118,7 @@ def build_model(folder: Path, family: str = "llama", *, seed: int = 0, **changes
     """Write a random model of a family, with the tokenizer, as a safetensors folder."""
     model_type, specific, _targets = FAMILIES[family]
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **{**_SHAPE, **specific, **changes})
+    config = AutoConfig.for_model(model_type, **{**SHAPE, **specific, **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
     build_tokenizer(folder)

@@ -5,8 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from exactness import LOGIT_TOLERANCE, check_family
+from families_table import TABLE, refusal
+from refused_families import REFUSED
 from tiny_models import FAMILIES
+
+
+def test_the_table_in_the_docs_names_exactly_the_families_checked() -> None:
+    cells = [line.split("|")[1].strip() for line in TABLE.read_text().splitlines() if line.startswith("| ")]
+
+    assert [cell for cell in cells if cell not in ("family", "---")] == [*FAMILIES, *REFUSED]
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_would_be_served_wrong_is_refused_with_a_reason(family: str) -> None:
+    assert "attention" in refusal(family) or "flattened batch" in refusal(family)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

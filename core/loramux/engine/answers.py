@@ -24,7 +24,7 @@ class Answer:
     index: int
     request: Request
     sampling: SamplingRow
-    detokenizer: IncrementalDetokenizer | None
+    detokenizer: IncrementalDetokenizer
     cumulative_logprob: float = 0.0
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: FinishReason | None = None
@@ -43,7 +43,7 @@ class Answer:
             (token.token_id in eos_token_ids and not params.ignore_eos)
             or token.token_id in (params.stop_token_ids or ())
         )
-        if self.detokenizer is not None and (not is_stop_token or params.include_stop_str_in_output):
+        if not is_stop_token or params.include_stop_str_in_output:
             self.detokenizer.append(token.token_id)
             self.text = self.detokenizer.text
             if self.detokenizer.stop_string is not None:
@@ -59,8 +59,9 @@ class Answer:
         """End the answer; text that was held back becomes final."""
         self.finish_reason = reason
         self.stop_reason = stop_reason
-        if self.detokenizer is not None:
-            self.text = self.detokenizer.finish()
+        self.text = self.detokenizer.finish()
+        if reason == "length" and self.detokenizer.stop_string is not None:  # found in the text held back
+            self.finish_reason, self.stop_reason = "stop", self.detokenizer.stop_string
 
     def output(self, lora_request: LoRARequest | None) -> CompletionOutput:
         return CompletionOutput(
@@ -109,7 +110,7 @@ class RequestGroup:
                     sampling=SamplingRow(
                         params, request.prompt_token_ids, request.output_token_ids, random.Random(seed), eos
                     ),
-                    detokenizer=_detokenizer(tokenizer, self) if self.params.detokenize else None,
+                    detokenizer=IncrementalDetokenizer.for_request(tokenizer, self.prompt_token_ids, params),
                     logprobs=None if self.params.logprobs is None else [],
                 )
             )
@@ -153,14 +154,3 @@ def logprob_table(token: SampledToken, tokenizer: Tokenizer) -> dict[int, Logpro
     for other in token.top:
         table.setdefault(other.token_id, Logprob(other.logprob, other.rank, tokenizer.token_text(other.token_id)))
     return table
-
-
-def _detokenizer(tokenizer: Tokenizer, group: RequestGroup) -> IncrementalDetokenizer:
-    return IncrementalDetokenizer(
-        tokenizer,
-        group.prompt_token_ids,
-        stop=group.params.stop_strings,
-        include_stop_str_in_output=group.params.include_stop_str_in_output,
-        skip_special_tokens=group.params.skip_special_tokens,
-        min_tokens=group.params.min_tokens,
-    )
