@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
@@ -31,4 +33,4 @@ class AccessLogger(AbstractAccessLogger):
     @property
     def enabled(self) -> bool:
         """Whether lines go anywhere."""
-        return self.logger.isEnabledFor(20)
+        return self.logger.isEnabledFor(logging.INFO)

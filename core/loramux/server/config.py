@@ -7,9 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loramux.adapters.adapter_name import is_adapter_name
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
+
+ADAPTER_NAME_RULE = "1 to 255 of A-Z a-z 0-9 . _ : @ / + -, a letter or digit first, no empty, '.' or '..' segment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ class ServerConfig:
         for name, count in counts.items():
             if count > 1:
                 raise ConfigInvalid(f"the model name {name!r} is given {count} times; every model needs its own name")
+        for module in self.lora_modules:
+            if not is_adapter_name(module.name):
+                raise ConfigInvalid(f"--lora-modules: {module.name!r} is no name for an adapter: {ADAPTER_NAME_RULE}")
 
     def _check_lora_is_on(self) -> None:
         if self.engine.enable_lora:

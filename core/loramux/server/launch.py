@@ -38,10 +38,10 @@ def serve(config: ServerConfig) -> int:
     """Serve until a signal comes; raises a LoramuxError that says why when it cannot start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     _warn_of_risks(config)
-    listener = _bind(config.host, config.port)  # first: a port that is taken shows before minutes of loading
+    listener = bind(config.host, config.port)  # first: a port that is taken shows before minutes of loading
     with listener:
         plugins = PluginManager.start(config.plugins) if config.engine.enable_lora else None
-        relay = _EvictionRelay()
+        relay = EvictionRelay()
         with show_loading(config.engine.model):
             engine = AsyncLLMEngine.from_engine_args(config.engine, on_adapter_event=relay)
         try:
@@ -59,7 +59,7 @@ async def _run(
     plugins: PluginManager | None,
     *,
     listener: socket.socket,
-    relay: _EvictionRelay,
+    relay: EvictionRelay,
 ) -> None:
     async with _registry(config, engine, plugins) as registry:
         relay.connect(registry)
@@ -73,7 +73,7 @@ async def _run(
             site = web.SockSite(runner, listener, backlog=1024)
             await site.start()
             statuses = () if plugins is None else tuple(plugins.report())
-            show_start(StartScreen(engine.summary, config, statuses, _url(config.host, listener)))
+            show_start(StartScreen(engine.summary, config, statuses, url_of(config.host, listener)))
             await stopping.wait()
             logger.info(
                 "stopping in_flight=%d: they get %g seconds; a second signal ends at once",
@@ -120,8 +120,8 @@ def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegis
     )
 
 
-class _EvictionRelay:
-    """Carries the engine's news of evicted adapters from its threads to the registry's loop."""
+class EvictionRelay:
+    """Carry the engine's news of evicted adapters from its threads to the registry's loop."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -153,20 +153,30 @@ def _stop_on_signal() -> asyncio.Event:
     return stopping
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address without answering on it yet; raises ConfigInvalid when it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
+    except OSError as exc:
+        raise _cannot_listen(host, port, exc) from exc
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as exc:
-        raise ConfigInvalid(f"cannot listen on --host {host} --port {port}: {exc.strerror or exc}") from exc
+        listener.close()
+        raise _cannot_listen(host, port, exc) from exc
     return listener
 
 
-def _url(host: str, listener: socket.socket) -> str:
+def _cannot_listen(host: str, port: int, exc: OSError) -> ConfigInvalid:
+    return ConfigInvalid(f"cannot listen on --host {host} --port {port}: {exc.strerror or exc}")
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """Where clients find the server."""
     port = listener.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -72,5 +72,11 @@ def test_an_environment_that_configures_resolvers_does_not_stop_a_server_without
     config(enable_lora=False, plugins=PluginConfig(None, ResolverOptions(environment=environment)))
 
 
+@pytest.mark.parametrize("name", ["a b", "../sql", "x" * 256])
+def test_a_name_that_could_never_be_asked_for_is_refused(name: str) -> None:
+    with pytest.raises(ConfigInvalid, match="is no name for an adapter"):
+        config(lora_modules=(LoRAModule(name, "/a"),))
+
+
 def test_keys_are_not_in_the_repr() -> None:
     assert "my-key" not in repr(config(api_keys=("my-key",)))

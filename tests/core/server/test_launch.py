@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from loramux.errors import ConfigInvalid
+from loramux.lora.request import LoRARequest
+from loramux.server.launch import EvictionRelay, bind, url_of
+
+
+def test_port_zero_takes_a_free_port_and_the_address_names_it() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+
+        assert port > 0
+        assert url_of("127.0.0.1", listener) == f"http://127.0.0.1:{port}"
+        assert url_of("::1", listener) == f"http://[::1]:{port}"
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(ConfigInvalid, match=rf"cannot listen on --host 127.0.0.1 --port {port}: "):
+            bind("127.0.0.1", port)
+
+
+def test_a_host_that_is_no_address_of_this_machine_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match=r"cannot listen on --host 192\.0\.2\.1 --port 0: "):
+        bind("192.0.2.1", 0)
+
+
+async def test_evictions_reach_the_registry_on_its_own_loop(registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[int, threading.Thread]] = []
+    arrived = asyncio.Event()
+
+    def notify(lora_int_id: int) -> None:
+        heard.append((lora_int_id, threading.current_thread()))
+        arrived.set()
+
+    monkeypatch.setattr(registry, "notify_evicted", notify)
+    relay = EvictionRelay()
+    relay("evicted", LoRARequest("early", 1, "/a"))
+    relay.connect(registry)
+    await asyncio.to_thread(relay, "loaded", LoRARequest("sql", 2, "/a"))
+    await asyncio.to_thread(relay, "evicted", LoRARequest("sql", 3, "/a"))
+
+    await asyncio.wait_for(arrived.wait(), 1)
+    assert heard == [(3, threading.main_thread())]

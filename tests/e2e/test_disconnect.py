@@ -1,0 +1,84 @@
+"""A client that leaves takes everything with it: blocks, slot and lease are free again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from loramux import AsyncLLMEngine, EngineArgs
+from loramux.adapters.registry import AdapterRegistry
+from loramux.adapters.resolver_chain import ResolverChain
+from loramux.server.app import build_app, make_runner
+from loramux.server.state import Server
+
+HELD = ("used_blocks", "leases", "running", "waiting")
+SECONDS = 20.0
+
+
+@pytest.fixture
+async def engine(tiny_llama: Path) -> AsyncIterator[AsyncLLMEngine]:
+    arguments = EngineArgs(
+        model=str(tiny_llama),
+        enable_lora=True,
+        max_loras=1,
+        kv_cache_memory_bytes=8 * 2**20,
+        enable_prefix_caching=False,
+    )
+    engine = AsyncLLMEngine.from_engine_args(arguments)
+    yield engine
+    engine.shutdown()
+
+
+@pytest.fixture
+async def url(engine: AsyncLLMEngine, tiny_llama: Path, make_adapter: Callable[..., Path]) -> AsyncIterator[str]:
+    registry = AdapterRegistry(["tiny"], ResolverChain([]), load=engine.add_lora, unload=engine.remove_lora)
+    for seed, name in enumerate(("left", "right")):
+        await registry.add(name, str(make_adapter(f"disconnect/{name}", seed=seed)), origin="static")
+    server = Server(
+        engine=engine,
+        tokenizer=engine.tokenizer,
+        registry=registry,
+        base_model_names=("tiny",),
+        model_root=str(tiny_llama),
+        max_model_len=engine.max_model_len,
+        created=int(time.time()),
+    )
+    runner = make_runner(build_app(server))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+    await registry.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_frees_blocks_slot_and_lease(engine: AsyncLLMEngine, url: str, stream: bool) -> None:
+    free_blocks = engine.counters()["free_blocks"]
+    async with aiohttp.ClientSession() as session:
+        calls = [asyncio.create_task(_ask(session, url, model, stream)) for model in ("left", "right", "tiny")]
+        await _until(engine, lambda counters: counters["running"] > 0)
+        for call in calls:
+            call.cancel()
+
+    await _until(engine, lambda counters: not any(counters[name] for name in HELD))
+    assert engine.counters()["free_blocks"] == free_blocks
+    assert engine.counters()["slots_in_use"] == 0
+
+
+async def _ask(session: aiohttp.ClientSession, url: str, model: str, stream: bool) -> None:
+    body = {"model": model, "prompt": ["a", "b"], "max_tokens": 400, "ignore_eos": True, "stream": stream}
+    async with session.post(f"{url}/v1/completions", json=body) as response:
+        await response.read()
+
+
+async def _until(engine: AsyncLLMEngine, is_reached: Callable[[dict[str, int]], bool]) -> None:
+    """Go around through the engine thread, one step at a time, until it is so."""
+    async with asyncio.timeout(SECONDS):
+        while not is_reached(engine.counters()):
+            await engine.abort("nobody")

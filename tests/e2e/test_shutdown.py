@@ -1,0 +1,93 @@
+"""A signal under load: every client is told, the process ends as it should."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from served import Served, serving
+from tiny_models import build_model
+
+FOREVER = 30_000  # tokens; far more than fit into the grace period
+
+
+@pytest.fixture(scope="module")
+def endless_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("models") / "endless", max_position_embeddings=2 * FOREVER)
+
+
+@pytest.fixture
+def served(endless_llama: Path, tmp_path: Path) -> Iterator[Served]:
+    with serving(str(endless_llama), "--kv-cache-memory-bytes", "64MiB", log=tmp_path / "log") as served:
+        yield served
+
+
+class Reader(threading.Thread):
+    """Reads one stream to whatever end it has."""
+
+    def __init__(self, url: str, model: Path) -> None:
+        super().__init__()
+        self._url = url
+        self._model = model
+        self.has_begun = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        with openai.OpenAI(base_url=f"{self._url}/v1", api_key="-", max_retries=0) as client:
+            try:
+                request = {"model": str(self._model), "prompt": "x", "max_tokens": FOREVER, "stream": True}
+                for _ in client.completions.create(**request, extra_body={"ignore_eos": True}):
+                    self.has_begun.set()
+            except Exception as exc:
+                self.error = exc
+            finally:
+                self.has_begun.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_ends_every_stream_with_an_error_and_the_process_with_zero(
+    served: Served, endless_llama: Path, number: signal.Signals
+) -> None:
+    readers = [Reader(served.url, endless_llama) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.has_begun.wait()
+
+    served.signal(number)
+
+    assert served.wait() == 0
+    for reader in readers:
+        reader.join()
+        assert isinstance(reader.error, openai.APIError)
+        assert "shutting down" in reader.error.message
+    assert "Traceback" not in served.log.read_text()
+
+
+def test_the_second_signal_ends_the_process_at_once(served: Served, endless_llama: Path) -> None:
+    reader = Reader(served.url, endless_llama)
+    reader.start()
+    reader.has_begun.wait()
+
+    served.signal(signal.SIGTERM)
+    served.signal(signal.SIGINT)
+
+    assert served.wait() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    reader.join()
+    assert isinstance(reader.error, openai.APIConnectionError | openai.APIError)
+
+
+def test_an_invalid_static_adapter_keeps_the_server_from_starting(endless_llama: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    arguments = (str(endless_llama), "--enable-lora", "--lora-modules", f"sql={tmp_path}")
+
+    with pytest.raises(AssertionError), serving(*arguments, "--kv-cache-memory-bytes", "8MiB", log=log):
+        pytest.fail("it started")
+
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("loramux serve: failed: adapter 'sql': ")
