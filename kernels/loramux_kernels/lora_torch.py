@@ -15,7 +15,8 @@ import torch
 from loramux_kernels.segments import Segments
 from loramux_kernels.slot_weights import SlotWeights
 
-# Measured with contrib/benchmarks/lora_ops.py (2 cores, AVX-512): beyond either, two products per segment are as fast.
+# Measured on one thread (kernels/README.md). Stacked is faster at every size tried, by less the larger: the first two
+# limits bound the memory of the copies. Padding costs more than it saves somewhere between 2.3 and 4.3.
 MAX_RUN_ROWS = 16  # rows per segment
 MAX_STACKED_ELEMENTS = 1 << 17  # rank * (in + out) of one pair
 MAX_PADDING = 2  # elements read through padding to a run's highest rank, over elements needed

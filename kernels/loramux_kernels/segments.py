@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +48,24 @@ class Segments:
     def stops(self) -> tuple[int, ...]:
         """One past each segment's last row."""
         return tuple(start + length for start, length in zip(self.starts, self.lengths, strict=True))
+
+    def work(self, block_rows: int, device: torch.device) -> torch.Tensor:
+        """int32 [chunks, 3] on the device: (slot, first row, rows) of every piece of at most `block_rows` rows.
+
+        Made and copied once per batch, in one transfer, from pinned memory where the device is a GPU.
+        """
+        key = (block_rows, device)
+        if key not in self.plans:
+            self.plans[key] = self._make_work(block_rows, device)
+        return cast("torch.Tensor", self.plans[key])
+
+    def _make_work(self, block_rows: int, device: torch.device) -> torch.Tensor:
+        slots, starts, lengths = (np.asarray(v, dtype=np.int64) for v in (self.slots, self.starts, self.lengths))
+        pieces = -(-lengths // block_rows)
+        segment = np.repeat(np.arange(len(slots)), pieces)  # of every piece
+        offset = (np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * block_rows
+        rows = np.minimum(lengths[segment] - offset, block_rows)
+        work = torch.from_numpy(np.stack([slots[segment], starts[segment] + offset, rows], axis=1).astype(np.int32))
+        if device.type != "cuda":
+            return work.to(device)
+        return work.pin_memory().to(device, non_blocking=True)

@@ -30,10 +30,14 @@ class SlotWeights:
         self.device = torch.device(device)
         self.ranks: tuple[int, ...] = (0,) * num_slots
         self.max_rank = 0
+        self.has_aligned_pairs = True  # every address a multiple of 16 bytes: the kernels may load vectors
+        self.has_even_ranks = True  # every rank a multiple of 8: so is every row of B
         self._pairs: list[Pair | None] = [None] * num_slots
         self._transposed: list[Pair | None] = [None] * num_slots
         self._stacks: dict[tuple[int, ...], Pair] = {}
         self._asked: set[tuple[int, ...]] = set()
+        self._table = torch.zeros(3, num_slots, dtype=torch.int64, device=self.device)
+        self._table_is_stale = False
 
     def set(self, slot: int, a: torch.Tensor | None, b: torch.Tensor | None) -> None:
         """Place a pair in a slot; None or rank 0 means that the slot's adapter does not change this module.
@@ -94,6 +98,18 @@ class SlotWeights:
             self._asked.add(slots)
         return stack
 
+    def table(self) -> torch.Tensor:
+        """int64 [3, num_slots] on the device: the addresses of every A, of every B, and the ranks.
+
+        One tensor for the life of the module, so that a captured graph sees every later change. It is brought up to
+        date here, on the current stream.
+        """
+        if self._table_is_stale:
+            a, b = ([pair[i].data_ptr() if pair else 0 for pair in self._pairs] for i in (0, 1))
+            self._table.copy_(torch.tensor([a, b, self.ranks], dtype=torch.int64))
+            self._table_is_stale = False
+        return self._table
+
     def _make_stack(self, slots: tuple[int, ...]) -> Pair:
         max_rank = max(self.ranks[slot] for slot in slots)
         a = torch.zeros(len(slots), max_rank, self.in_features, device=self.device)
@@ -113,6 +129,9 @@ class SlotWeights:
         self._asked.clear()
         self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
         self.max_rank = max(self.ranks)
+        self._table_is_stale = True
+        self.has_aligned_pairs = all(tensor.data_ptr() % 16 == 0 for p in self._pairs if p for tensor in p)
+        self.has_even_ranks = all(r % 8 == 0 for r in self.ranks)
 
     def _check(self, slot: int, name: str, tensor: torch.Tensor, shape: tuple[int, int]) -> None:
         if tuple(tensor.shape) != shape:

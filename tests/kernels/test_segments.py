@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from loramux_kernels import Segments
 
@@ -31,3 +32,15 @@ def test_broken_segments_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Segments(slots, starts, lengths, 8)
+
+
+def test_work_cuts_segments_into_pieces_of_at_most_a_block() -> None:
+    segments = Segments((5, 2), (1, 80), (70, 1), 90)
+    work = segments.work(32, torch.device("cpu"))
+    assert work.tolist() == [[5, 1, 32], [5, 33, 32], [5, 65, 6], [2, 80, 1]]
+    assert work.dtype == torch.int32
+    assert segments.work(32, torch.device("cpu")) is work
+
+
+def test_a_batch_of_base_rows_has_no_work() -> None:
+    assert Segments((), (), (), 8).work(32, torch.device("cpu")).shape == (0, 3)

@@ -67,3 +67,42 @@ def test_a_pair_that_does_not_fit_is_refused(slot: int, a: torch.Tensor, b: torc
     with pytest.raises(ValueError, match=message):
         weights.set(slot, a, b)
     assert weights.max_rank == 0
+
+
+def test_the_table_follows_every_set_and_clear_in_place() -> None:
+    weights, a, b = make_weights(), torch.ones(8, 6), torch.ones(10, 8)
+    table = weights.table()
+    weights.set(1, a, b)
+    assert weights.table() is table
+    assert table.tolist() == [[0, a.data_ptr(), 0], [0, b.data_ptr(), 0], [0, 8, 0]]
+    weights.clear(1)
+    assert weights.table().tolist() == [[0, 0, 0]] * 3
+
+
+def test_a_pair_off_the_alignment_is_noticed() -> None:
+    weights, memory = make_weights(), torch.zeros(13)
+    weights.set(0, torch.ones(8, 6), torch.ones(10, 8))
+    assert weights.has_aligned_pairs
+    assert weights.has_even_ranks
+    weights.set(1, memory[1:7].view(1, 6), torch.ones(10, 1))
+    assert not weights.has_aligned_pairs
+    assert not weights.has_even_ranks
+    weights.clear(1)
+    assert weights.has_aligned_pairs
+    assert weights.has_even_ranks
+
+
+def test_a_set_of_slots_is_stacked_when_asked_for_again() -> None:
+    weights = make_weights()
+    weights.set(0, torch.ones(1, 6), torch.ones(10, 1))
+    weights.set(2, torch.ones(2, 6), torch.ones(10, 2))
+    assert weights.stack((0, 2)) is None
+    stack = weights.stack((0, 2))
+    assert stack is not None
+    assert stack[0].sum((1, 2)).tolist() == [6.0, 12.0]
+    assert stack[1].shape == (2, 2, 10)
+    assert weights.stack((0, 2)) is stack
+    weights.clear(1)  # not in the stack
+    assert weights.stack((0, 2)) is stack
+    weights.set(2, torch.ones(1, 6), torch.ones(10, 1))
+    assert weights.stack((0, 2)) is None
