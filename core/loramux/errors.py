@@ -61,6 +61,10 @@ class PluginError(LoramuxError):
     """A plugin could not be loaded or broke its contract; the message names it."""
 
 
+class RequestFailed(LoramuxError):
+    """Computing this one request went wrong; the engine goes on."""
+
+
 class EngineOverloaded(LoramuxError):
     """The engine cannot take this request now; trying again later may work."""
 
