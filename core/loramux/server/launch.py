@@ -23,7 +23,8 @@ from loramux.lora.request import LoRARequest
 from loramux.server.app import build_app, make_runner
 from loramux.server.auth import ApiKeys
 from loramux.server.config import ServerConfig
-from loramux.server.screen import StartScreen, show_loading, show_start
+from loramux.server.loading import show_loading
+from loramux.server.screen import StartScreen, show_start
 from loramux.server.state import Server
 
 GRACE_SECONDS = 5.0

@@ -1,17 +1,15 @@
-"""What the operator sees while the server starts: progress, then one screen; plain lines where there is no terminal."""
+"""What the operator sees when the server is ready: one screen, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
 from loramux import __version__
 from loramux.config import StartupSummary
@@ -61,16 +59,6 @@ class StartScreen:
         if not self.config.engine.enable_lora:
             return []
         return [_plugin_line(status) for status in self.plugins] or ["none installed"]
-
-
-@contextmanager
-def show_loading(model: str) -> Iterator[None]:
-    """Say that the model is being loaded; on a terminal the weights' own progress bar follows."""
-    console = Console(stderr=True)
-    console.print(Text(f"loramux {__version__}: loading {model}"))
-    if not console.is_terminal:
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    yield
 
 
 def show_start(screen: StartScreen) -> None:
