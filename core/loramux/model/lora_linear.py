@@ -20,35 +20,23 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 def attach_lora(module: nn.Module, target: LoRATarget, weights: SlotWeights) -> None:
     """Let `module` add the delta of each row's adapter, read from `weights`, to what it computes."""
-    match target.kind:
-        case "linear" | "conv1d":
-            forward = _linear_forward(module.forward, weights)
-        case "lm_head":
-            forward = _lm_head_forward(module.forward, weights)
-        case "embedding":
-            forward = _embedding_forward(module.forward, weights, _embedding_scale(module))
+    if target.kind == "embedding":
+        forward = _embedding_forward(module.forward, weights, _embedding_scale(module))
+    else:
+        forward = _linear_forward(module.forward, weights, is_lm_head=target.kind == "lm_head")
     module.forward = forward
 
 
-def _linear_forward(base: Forward, weights: SlotWeights) -> Forward:
+def _linear_forward(base: Forward, weights: SlotWeights, *, is_lm_head: bool) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
         y = base(x)
         context = current_context()
-        if context is not None and context.segments is not None:
-            lora_linear(x.reshape(-1, x.shape[-1]), weights, context.segments, y.view(-1, y.shape[-1]))
-        return y
-
-    return forward
-
-
-def _lm_head_forward(base: Forward, weights: SlotWeights) -> Forward:
-    """Like a linear layer, but it sees only the rows whose logits are wanted."""
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        y = base(x)
-        context = current_context()
-        if context is not None and context.logit_segments is not None:
-            lora_linear(x.reshape(-1, x.shape[-1]), weights, context.logit_segments, y.view(-1, y.shape[-1]))
+        if context is None:
+            return y
+        # lm_head sees only the rows whose logits are wanted
+        segments = context.logit_segments if is_lm_head else context.segments
+        if segments is not None:
+            lora_linear(x.reshape(-1, x.shape[-1]), weights, segments, y.view(-1, y.shape[-1]))
         return y
 
     return forward
