@@ -32,10 +32,14 @@ class SlotTable:
 
     @property
     def num_in_use(self) -> int:
-        return sum(users > 0 for users in self._users.values())
+        return sum(users > 0 for users in list(self._users.values()))  # a copy: other threads read this number
 
     def is_resident(self, digest: str) -> bool:
         return digest in self._slot_of
+
+    def digests(self) -> set[str]:
+        """Every adapter that is in a slot, or that would keep one."""
+        return self._slot_of.keys() | self._pinned
 
     def users(self) -> dict[str, int]:
         """How many sequences use each adapter that is in use."""
@@ -76,9 +80,12 @@ class SlotTable:
         self._pinned.add(digest)
         return True
 
+    def unpin(self, digest: str) -> None:
+        """Undo `pin`."""
+        self._pinned.discard(digest)
+
     def retire(self, digest: str) -> None:
         """Free the slot of an unloaded adapter: now, or when its last sequence has finished."""
-        self._pinned.discard(digest)
         if digest not in self._slot_of:
             return
         if self._users[digest]:

@@ -81,6 +81,10 @@ class Scheduler:
         first_unsure = request.num_computed_tokens // self.block_pool.block_size
         self.block_pool.forget(request.block_table[first_unsure:])
 
+    def forget_all(self, request: Request) -> None:
+        """After useless logits: nobody can tell which of this request's blocks made them so."""
+        self.block_pool.forget(request.block_table)
+
     # --- running sequences
 
     def _plan_running(self, planned: dict[str, tuple[Request, int]]) -> bool:
@@ -170,7 +174,9 @@ class Scheduler:
             if digest is None or request.slot_wait_steps < self.slot_wait_limit or self.slots.is_resident(digest):
                 continue
             users = {other: count for other, count in self.slots.users().items() if not self.slots.is_pinned(other)}
-            if self._draining not in users:
+            if self.slots.can_acquire(digest):
+                self._draining = None  # its slot is free and kept for it; something else is missing
+            elif self._draining not in users:
                 self._draining = min(users, key=users.__getitem__, default=None)
             return digest
         self._draining = None
@@ -179,10 +185,15 @@ class Scheduler:
     def _may_use_slot(self, digest: str | None, starving: str | None) -> bool:
         if digest is None:
             return True
-        is_other = starving is not None and digest != starving
-        if is_other and (digest == self._draining or not self.slots.is_resident(digest)):
-            return False  # room is being made for the starving adapter
+        if starving is not None and digest != starving and not self._leaves_room(digest):
+            return False
         return self.slots.can_acquire(digest)
+
+    def _leaves_room(self, digest: str) -> bool:
+        """Whether one more sequence of this adapter takes no slot that is, or is about to be, the starving one's."""
+        if self.slots.is_pinned(digest):
+            return self.slots.is_resident(digest)
+        return digest != self._draining and digest in self.slots.users()
 
     def _place(self, request: Request, budget: int) -> int:
         """Give a waiting request the blocks for its first chunk; return the chunk's length, 0 when it must wait."""
@@ -213,13 +224,20 @@ class Scheduler:
     def _sequence(self, request: Request, num_new: int) -> ScheduledSequence:
         position = request.num_computed_tokens
         end = position + num_new
-        samples = end == request.num_tokens
         return ScheduledSequence(
             request_id=request.request_id,
             token_ids=tuple(islice(request.token_ids, position, end)),
             position=position,
             block_table=tuple(request.block_table),
             slot=BASE_SLOT if request.digest is None else self.slots.slot_of(request.digest),
-            num_logits=num_new if request.needs_prompt_logprobs else int(samples),
-            samples=samples,
+            num_logits=self._num_logits(request, position, end),
+            samples=end == request.num_tokens,
         )
+
+    @staticmethod
+    def _num_logits(request: Request, position: int, end: int) -> int:
+        samples = end == request.num_tokens
+        if not request.needs_prompt_logprobs:
+            return int(samples)
+        first_owed = max(position, request.num_prompt_logprobs)  # after a preemption, some of them are there already
+        return max(end - first_owed, int(samples))
