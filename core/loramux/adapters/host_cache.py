@@ -1,8 +1,8 @@
 """HostCache: the adapters kept in host memory, ready to be placed in a slot.
 
 One load per adapter however many requests wait for it; an adapter that a request holds, or that is pinned, is never
-evicted. When every place is held, later adapters wait at the door in order of arrival. Thread-safe; files are read and
-checked in the cache's own threads.
+evicted. When every place is held, later adapters wait at the door in order of arrival; requests for resident adapters
+overtake them, but only so often. Thread-safe; files are read and checked in the cache's own threads.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from loramux.adapters.packed import PackedAdapter
-from loramux.errors import AdapterInvalid, EngineDead, LoramuxError, RequestInvalid
+from loramux.errors import AdapterInvalid, AdapterNotFound, EngineDead, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
 
 NUM_LOADER_THREADS = 2
+MAX_OVERTAKES = 32  # leases handed out past the first at the door; then one adapter takes no new ones until it leaves
 
 
 class CacheListener(Protocol):
@@ -47,7 +48,7 @@ class Lease:
             release()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
     request: LoRARequest
     adapter: PackedAdapter | None = None  # None while it is being read
@@ -73,6 +74,9 @@ class HostCache:
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
         self._leaving: list[_Entry] = []  # removed, but some request still holds them
         self._door: deque[tuple[LoRARequest, Future[Lease]]] = deque()
+        self._first: Future[Lease] | None = None  # at the door, for want of a place
+        self._num_overtakes = 0
+        self._making_room: _Entry | None = None
         self._names: dict[int, LoRARequest] = {}
         self._threads = ThreadPoolExecutor(NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter")
         self._is_closed = False
@@ -85,13 +89,13 @@ class HostCache:
     @property
     def num_waiting(self) -> int:
         with self._lock:
-            return len(self._door)
+            return sum(not future.cancelled() for _request, future in self._door)
 
     def has_room(self, request: LoRARequest) -> bool:
         """Whether `acquire` would start at once, rather than wait for other requests to end."""
         with self._lock:
-            if request.lora_int_id in self._entries:
-                return True
+            if (entry := self._entries.get(request.lora_int_id)) is not None:
+                return entry is not self._making_room
             held = len(self._entries) + len(self._leaving)
             return not self._door and (held < self.capacity or any(map(self._is_evictable, self._entries.values())))
 
@@ -128,6 +132,7 @@ class HostCache:
         with self._lock:
             if (entry := self._entries.get(adapter_id)) is not None:
                 entry.is_pinned = False
+        self._serve_door()
 
     def adapter(self, adapter_id: int) -> PackedAdapter | None:
         """Return a resident adapter without using it."""
@@ -135,15 +140,31 @@ class HostCache:
             entry = self._entries.get(adapter_id)
             return None if entry is None else entry.adapter
 
+    def has_content(self, digest: str, *, pinned: bool = False) -> bool:
+        """Whether a resident (and pinned) adapter has this content; several ids may share one content."""
+        with self._lock:
+            return any(
+                entry.adapter is not None and entry.adapter.digest == digest and (entry.is_pinned or not pinned)
+                for entry in reversed(self._entries.values())  # what was just used is asked for most
+            )
+
     def remove(self, adapter_id: int) -> bool:
-        """Unload an adapter: its memory is freed when the last request that holds it ends. False when unknown."""
+        """Unload an adapter: its memory is freed when the last request that holds it ends. False when unknown.
+
+        Requests that still wait at the door for it fail with AdapterNotFound.
+        """
         with self._lock:
             known = self._names.pop(adapter_id, None)
             entry = self._entries.get(adapter_id)
+            is_loaded = entry is not None and entry.adapter is not None
             if entry is not None:
                 self._take_out(entry)
-        if entry is not None:
-            self._serve_door()
+            at_door = [item for item in self._door if item[0].lora_int_id == adapter_id]
+            self._door = deque(item for item in self._door if item[0].lora_int_id != adapter_id)
+        for request, future in at_door:
+            _fail(future, AdapterNotFound(request.lora_name))
+        self._serve_door()
+        if entry is not None and is_loaded:
             self._report_dropped(entry, unloaded=True)
         return known is not None
 
@@ -153,9 +174,13 @@ class HostCache:
             self._is_closed = True
             waiting = [future for _request, future in self._door]
             self._door.clear()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            for entry in [*self._entries.values(), *self._leaving]:  # loads that no thread had begun
+                waiting += entry.waiters
+                entry.waiters = []
         for future in waiting:
             _fail(future, EngineDead("the engine has been shut down"))
-        self._threads.shutdown(wait=True, cancel_futures=True)
 
     # --- the door: everything that changes who is resident
 
@@ -182,17 +207,30 @@ class HostCache:
                 entry = self._entries.get(request.lora_int_id)
                 if entry is None and not still_waiting:
                     entry = self._start_load(request, dropped)
-                if entry is None:
+                if entry is None or (still_waiting and entry is self._making_room):
                     still_waiting.append((request, future))
-                elif entry.adapter is None:
+                    continue
+                self._num_overtakes += bool(still_waiting)
+                if entry.adapter is None:
                     entry.waiters.append(future)
                 else:
                     ready.append((future, self._hold(entry)))
             self._door = still_waiting
+            self._watch_first(still_waiting[0][1] if still_waiting else None)
         for entry in dropped:
             self._report_dropped(entry, unloaded=False)
         for future, entry in ready:
             self._hand_out(future, entry)
+
+    def _watch_first(self, first: Future[Lease] | None) -> None:
+        """When the first at the door was overtaken too often, choose the adapter that makes room for it."""
+        if first is not self._first:
+            self._first, self._num_overtakes, self._making_room = first, 0, None
+        if first is None or self._num_overtakes < MAX_OVERTAKES:
+            return
+        candidates = [entry for entry in self._entries.values() if not entry.is_pinned]
+        if all(entry is not self._making_room for entry in candidates):
+            self._making_room = min(candidates, key=lambda entry: entry.num_leases + len(entry.waiters), default=None)
 
     def _start_load(self, request: LoRARequest, dropped: list[_Entry]) -> _Entry | None:
         if len(self._entries) + len(self._leaving) >= self.capacity:
@@ -225,12 +263,15 @@ class HostCache:
             self._listener.adapter_loaded(entry.request)
         with self._lock:
             entry.adapter = adapter
+            is_removed = entry.is_removed
             waiters, entry.waiters = entry.waiters, []
             for _waiter in waiters:
                 self._hold(entry)
         for future in waiters:
             self._hand_out(future, entry)
         self._serve_door()
+        if is_removed:
+            self._report_dropped(entry, unloaded=True)
 
     def _finish_failed(self, entry: _Entry, error: LoramuxError) -> None:
         with self._lock:
@@ -274,8 +315,19 @@ class HostCache:
         self._serve_door()
 
     def _report_dropped(self, entry: _Entry, *, unloaded: bool) -> None:
-        if self._listener is not None and entry.adapter is not None:
+        if self._listener is not None:
             self._listener.adapter_dropped(entry.request, unloaded=unloaded)
+
+
+def give_up(future: Future[Lease]) -> None:
+    """Stop waiting for a lease: it is never handed out, or let go of as soon as it is."""
+    if not future.cancel():
+        future.add_done_callback(_release_result)
+
+
+def _release_result(future: Future[Lease]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().release()
 
 
 def _fail(future: Future[Lease], error: LoramuxError) -> None:
