@@ -49,7 +49,8 @@ class LLM:
         Raises RequestInvalid and AdapterInvalid before anything runs.
         """
         prompt_list = _as_prompt_list(prompts)
-        params_list = _one_per_prompt("sampling_params", sampling_params or SamplingParams(), len(prompt_list))
+        params = SamplingParams() if sampling_params is None else sampling_params
+        params_list = _one_per_prompt("sampling_params", params, len(prompt_list))
         lora_list = _one_per_prompt("lora_request", lora_request, len(prompt_list))
         for adapter in dict.fromkeys(lora for lora in lora_list if lora is not None):
             self.llm_engine.add_lora(adapter)

@@ -98,7 +98,7 @@ class RequestGroup:
         """Make the n sequences; the adapter's weights are at hand by now."""
         digest = None if self.lease is None else self.lease.adapter.digest
         for index, seed in enumerate(seeds):
-            request_id = self.request_id if index == 0 else f"{self.request_id}#{index}"
+            request_id = f"{index}#{self.request_id}"  # never the id of another request's sequence
             params = self.params if index == 0 else replace(self.params, prompt_logprobs=None)
             request = Request(
                 request_id, self.prompt_token_ids, params, digest=digest, max_total_tokens=max_total_tokens

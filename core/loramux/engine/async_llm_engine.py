@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
+from loramux.adapters.host_cache import give_up
 from loramux.config import EngineArgs, StartupSummary
 from loramux.engine.llm_engine import EventListener, LLMEngine
 from loramux.engine.prompts import Prompt
@@ -133,8 +134,11 @@ class AsyncLLMEngine:
         self._check_alive()
         is_new = lora_request.lora_int_id not in self._engine.host_cache.ids()
         self._engine.check_lora_enabled(lora_request)
-        lease = await asyncio.wrap_future(self._engine.host_cache.acquire(lora_request))
-        lease.release()
+        future = self._engine.host_cache.acquire(lora_request)
+        try:
+            await asyncio.wrap_future(future)
+        finally:
+            give_up(future)  # a lease that came while this task was cancelled, too
         return is_new
 
     async def remove_lora(self, lora_int_id: int) -> bool:
@@ -201,10 +205,10 @@ class AsyncLLMEngine:
         with self._wake:
             self._dead = error
             self._is_stopping = True
-        self._empty_inbox()
-        for stream in self._streams.values():
+            streams, self._streams = self._streams, {}
+        for stream in streams.values():
             _hop(stream.loop, partial(stream.fail, error))
-        self._streams.clear()
+        self._empty_inbox()
         self._engine.shutdown()
 
     def _add(
@@ -250,8 +254,11 @@ class AsyncLLMEngine:
 
     def _post(self, function: Callable[[], None]) -> None:
         with self._wake:
-            self._inbox.append(function)
-            self._wake.notify()
+            if self._dead is None:
+                self._inbox.append(function)
+                self._wake.notify()
+                return
+        function()  # the thread has emptied its inbox for the last time; all that is left to do is to say so
 
     def _notify(self) -> None:
         with self._wake:

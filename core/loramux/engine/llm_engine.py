@@ -10,9 +10,8 @@ import logging
 import random
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from loramux.adapters.host_cache import HostCache, Lease
+from loramux.adapters.host_cache import HostCache, Lease, give_up
 from loramux.adapters.slots import SlotTable
 from loramux.batch import ScheduledBatch
 from loramux.config import EngineArgs, StartupSummary
@@ -21,7 +20,7 @@ from loramux.engine.answers import Answer, RequestGroup
 from loramux.engine.block_pool import BlockPool
 from loramux.engine.prompts import Prompt, tokenize_prompt
 from loramux.engine.scheduler import Scheduler
-from loramux.errors import ConfigInvalid, EngineDead, EngineOverloaded, LoramuxError, RequestInvalid
+from loramux.errors import ConfigInvalid, EngineDead, EngineOverloaded, LoramuxError, RequestFailed, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.loader import load_model, locate
 from loramux.model.runner import ModelRunner, SequenceResult
@@ -175,16 +174,10 @@ class LLMEngine:
 
     def remove_lora(self, lora_int_id: int) -> bool:
         """Unload an adapter; requests that use it finish first. False when the id is unknown."""
-        adapter = self.host_cache.adapter(lora_int_id)
         removed = self.host_cache.remove(lora_int_id)
-        if adapter is not None:
-            self.retire_slot(adapter.digest)
+        for digest in self.slots.digests():
+            self._retire_unless_loaded(digest)
         return removed
-
-    def retire_slot(self, digest: str) -> None:
-        """Free the slot of unloaded content: now, or after its last sequence."""
-        self.slots.retire(digest)
-        self._clear_vacated()
 
     def list_loras(self) -> set[int]:
         """Return the ids of the adapters in host memory."""
@@ -219,9 +212,11 @@ class LLMEngine:
 
     def shutdown(self) -> None:
         """End every request and stop the loader threads."""
-        for request_id in list(self._groups):
-            self.abort_request(request_id)
-        self.host_cache.close()
+        try:
+            for request_id in list(self._groups):
+                self.abort_request(request_id)
+        finally:
+            self.host_cache.close()
 
     # --- inside a step
 
@@ -243,7 +238,8 @@ class LLMEngine:
 
     def _start(self, group: RequestGroup) -> None:
         params = group.params
-        seeds = [self._random.getrandbits(63) if params.seed is None else params.seed + i for i in range(params.n)]
+        first = self._random.getrandbits(63) if params.seed is None else params.seed
+        seeds = [(first + index) % 2**64 for index in range(params.n)]  # Random(-1) is Random(1)
         group.start(self.tokenizer, max_total_tokens=self.max_model_len, seeds=seeds, eos=self.eos_token_ids)
         for answer in group.answers:
             self._sequences[answer.request.request_id] = (group, answer)
@@ -258,6 +254,9 @@ class LLMEngine:
             # the border: a step that fails ends the requests in it, and no other
             logger.exception("step failed requests=%s", [s.request_id for s in batch.sequences])
             return self._fail_batch(batch, exc)
+        except BaseException:  # an interrupt: the caller may go on with this engine
+            self._forget_batch(batch)
+            raise
         self._num_failed_steps = 0
         return self._update(batch, results)
 
@@ -279,8 +278,8 @@ class LLMEngine:
             result = results[sequence.request_id]
             self.scheduler.complete(answer.request, len(sequence.token_ids))
             if result.failed:
-                self.scheduler.forget_step(answer.request)
-                group.error = EngineDead(f"request {group.request_id!r}: the model gave no usable numbers for it")
+                self.scheduler.forget_all(answer.request)
+                group.error = RequestFailed(f"request {group.request_id!r}: the model gave no usable numbers for it")
                 answer.finish("abort")
             elif result.prompt_logprobs:
                 group.take_prompt_logprobs(result.prompt_logprobs, self.tokenizer)
@@ -307,20 +306,25 @@ class LLMEngine:
 
     def _fail_batch(self, batch: ScheduledBatch, exc: Exception) -> list[RequestOutput]:
         self._num_failed_steps += 1
-        groups = {}
-        for sequence in batch.sequences:
-            group, answer = self._sequences[sequence.request_id]
-            self.scheduler.forget_step(answer.request)
-            groups[group.request_id] = group
-        for load in batch.slot_loads:
-            self.slots.retire(load.digest)  # whatever of it arrived must not be taken for the adapter
+        groups = {group.request_id: group for group in self._forget_batch(batch)}
         outputs = [
-            self._fail(group, EngineDead(f"request {group.request_id!r}: the engine step failed"))
+            self._fail(group, RequestFailed(f"request {group.request_id!r}: the engine step failed"))
             for group in groups.values()
         ]
         if self._num_failed_steps >= MAX_FAILED_STEPS:
             raise EngineDead(f"{MAX_FAILED_STEPS} steps failed in a row") from exc
         return outputs
+
+    def _forget_batch(self, batch: ScheduledBatch) -> list[RequestGroup]:
+        """Take nothing for computed or placed that a broken step was to compute or place; return who was in it."""
+        groups = []
+        for sequence in batch.sequences:
+            group, answer = self._sequences[sequence.request_id]
+            self.scheduler.forget_step(answer.request)
+            groups.append(group)
+        for load in batch.slot_loads:
+            self.slots.retire(load.digest)
+        return groups
 
     def _finish_sequence(self, answer: Answer) -> None:
         self.scheduler.finish(answer.request)
@@ -331,10 +335,19 @@ class LLMEngine:
         """Forget a request that has ended, and let go of its adapter."""
         del self._groups[group.request_id]
         future = self._awaiting_adapter.pop(group.request_id, None)
-        if future is not None and not future.cancel():
-            _release_when_done(future)
+        if future is not None:
+            give_up(future)
         if group.lease is not None:
+            self._retire_unless_loaded(group.lease.adapter.digest)
             group.lease.release()
+
+    def _retire_unless_loaded(self, digest: str) -> None:
+        """Free the slot of unloaded content, now or after its last sequence; another id may have the same content."""
+        if not self.host_cache.has_content(digest, pinned=True):
+            self.slots.unpin(digest)
+        if not self.host_cache.has_content(digest):
+            self.slots.retire(digest)
+            self._clear_vacated()
 
     def _clear_vacated(self) -> None:
         for slot in self.slots.take_vacated():
@@ -359,10 +372,3 @@ class LLMEngine:
                 param="prompt",
                 code="context_length_exceeded",
             )
-
-
-def _release_when_done(future: Future[Lease]) -> None:
-    try:
-        future.result(timeout=0).release()
-    except (LoramuxError, FutureTimeoutError):
-        return
