@@ -112,6 +112,11 @@ class StartupSummary:
     max_lora_rank: int
     max_cpu_loras: int
 
+    @property
+    def num_full_sequences(self) -> int:
+        """How many sequences of the full length fit into KV memory at once."""
+        return self.kv_tokens // self.max_model_len
+
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:

@@ -70,7 +70,7 @@ class LLMEngine:
         self._sequences: dict[str, tuple[RequestGroup, Answer]] = {}
         self._awaiting_adapter: dict[str, Future[Lease]] = {}
         self._num_failed_steps = 0
-        logger.info("engine started %s", self.summary())
+        self._log_start(self.summary())
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> LLMEngine:
@@ -93,6 +93,22 @@ class LLMEngine:
             max_loras=num_loras,
             max_lora_rank=args.max_lora_rank if num_loras else 0,
             max_cpu_loras=args.host_loras if num_loras else 0,
+        )
+
+    @staticmethod
+    def _log_start(summary: StartupSummary) -> None:
+        logger.info(
+            "engine started model=%s device=%s dtype=%s kv_tokens=%d kv_bytes=%d full_sequences=%d max_model_len=%d "
+            "max_num_seqs=%d max_loras=%d",
+            summary.model,
+            summary.device,
+            summary.dtype,
+            summary.kv_tokens,
+            summary.kv_bytes,
+            summary.num_full_sequences,
+            summary.max_model_len,
+            summary.max_num_seqs,
+            summary.max_loras,
         )
 
     # --- requests

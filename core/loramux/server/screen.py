@@ -34,8 +34,8 @@ class StartScreen:
             ("device", f"{summary.device}, {summary.dtype}"),
             (
                 "KV cache",
-                f"{summary.kv_tokens:,} tokens ({_size(summary.kv_bytes)}), up to {summary.max_num_seqs} sequences "
-                f"at once, {summary.max_model_len:,} tokens each",
+                f"{summary.kv_tokens:,} tokens ({_size(summary.kv_bytes)}): {summary.num_full_sequences} sequences of "
+                f"{summary.max_model_len:,} tokens, more if shorter, at most {summary.max_num_seqs} at once",
             ),
             ("adapters", self._adapters()),
             *(("resolver" if index == 0 else "", line) for index, line in enumerate(self._resolvers())),

@@ -35,7 +35,7 @@ def test_the_screen_says_what_fits_and_where_to_ask(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines() == [
         "model      org/llama, served as llama, base",
         "device     cpu, float32",
-        "KV cache   65,536 tokens (3.0 GiB), up to 64 sequences at once, 2,048 tokens each",
+        "KV cache   65,536 tokens (3.0 GiB): 32 sequences of 2,048 tokens, more if shorter, at most 64 at once",
         "adapters   8 slots, 100 in host memory, rank up to 64; loaded: sql",
         "resolver   none installed",
         "access     open to everybody on this machine",
