@@ -48,13 +48,15 @@ class FakeEngine:
 
 
 class RecordingHooks(PluginHooks):
-    """Refuses "mallory"; keeps every event."""
+    """Refuses "mallory"; keeps every event and every name it was asked about."""
 
     def __init__(self) -> None:
         super().__init__()
         self.events: list[AdapterEvent] = []
+        self.asked: list[str] = []
 
     def authorize(self, principal: str | None, adapter_name: str) -> bool:
+        self.asked.append(adapter_name)
         return principal != "mallory"
 
     def adapter_event(self, event: AdapterEvent) -> None:
@@ -144,12 +146,15 @@ async def test_a_name_that_nobody_knows_leaves_nothing_behind(registry: AdapterR
     assert hooks.events == []
 
 
-async def test_hundreds_of_unknown_names_use_no_memory(registry: AdapterRegistry, resolver: TableResolver) -> None:
+async def test_hundreds_of_unknown_names_use_no_memory(
+    registry: AdapterRegistry, resolver: TableResolver, hooks: RecordingHooks
+) -> None:
     async def ask(first: int, last: int) -> None:
         for number in range(first, last):
             with suppress(AdapterNotFound):
                 await registry.lookup(f"unknown/{number}")
         resolver.asked.clear()
+        hooks.asked.clear()
         gc.collect()
 
     await ask(0, 100)
@@ -231,12 +236,26 @@ async def test_more_names_in_flight_than_the_limit_are_turned_away(
     assert (await lookup(registry, "team/json")).origin == "resolver"
 
 
+async def test_requests_in_flight_never_keep_the_operator_from_adding(
+    registry: AdapterRegistry, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 1)
+    engine.gate.clear()
+    caller = asyncio.create_task(registry.lookup("sql"))
+    await engine.has_work.wait()
+    adding = asyncio.create_task(registry.add("mine", "/mine"))
+    await asyncio.sleep(0)
+    engine.gate.set()
+    assert (await adding).root == "/mine"
+    await caller
+
+
 async def test_names_that_fail_the_grammar_reach_neither_hook_nor_resolver(
-    registry: AdapterRegistry, resolver: TableResolver
+    registry: AdapterRegistry, resolver: TableResolver, hooks: RecordingHooks
 ) -> None:
     with pytest.raises(AdapterNotFound):
         await registry.lookup("../secret")
-    assert resolver.asked == []
+    assert hooks.asked == resolver.asked == []
 
 
 @pytest.mark.parametrize("name", ["sql", "static"])
@@ -315,6 +334,7 @@ async def test_an_adapter_is_removed_by_name_or_by_id(
     assert await registry.remove(**by) is served
     assert registry.adapters() == []
     assert engine.unloads == [1]
+    assert registry._names == {}
 
 
 @pytest.mark.parametrize(

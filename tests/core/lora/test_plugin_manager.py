@@ -227,6 +227,7 @@ def test_a_function_is_called_once_and_its_resolvers_take_part() -> None:
 
 def test_after_close_the_same_plugins_load_again() -> None:
     PluginManager.start(config(), [entry_point("both", register_two)]).close()
+    assert LoRAResolverRegistry.get_supported_resolvers() == []
     assert names_of(PluginManager.start(config("two"), [entry_point("both", register_two)])) == ["two"]
 
 
