@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from loramux.adapters.adapter_name import is_adapter_name
+from loramux.adapters.client_loop import client_loop
 from loramux.adapters.resolver_thread import ResolverThread
 from loramux.errors import AdapterNotFound, ResolverDenied, ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
@@ -29,7 +30,7 @@ class ResolverChain:
     """Owns one thread per resolver, and closes the resolvers at the end."""
 
     def __init__(self, resolvers: Sequence[ActiveResolver]) -> None:
-        self._members = [(active, ResolverThread(active.name)) for active in resolvers]
+        self._members = [_Member(active) for active in resolvers]
 
     async def resolve(self, base_model_name: str, lora_name: str) -> LoRARequest:
         """Return the first answer; raises AdapterNotFound when nobody knows the name, ResolverFailed for a fault.
@@ -38,20 +39,53 @@ class ResolverChain:
         """
         if not is_adapter_name(lora_name):
             raise AdapterNotFound(lora_name)
-        for active, thread in self._members:
+        for member in self._members:
             try:
-                found = await thread.run(partial(_ask, active, base_model_name, lora_name))
+                found = await member.ask(base_model_name, lora_name)
             except ResolverDenied as exc:
-                logger.info("adapter denied adapter=%s resolver=%s reason=%s", lora_name, active.name, exc)
+                logger.info("adapter denied adapter=%s resolver=%s reason=%s", lora_name, member.name, exc)
                 raise AdapterNotFound(lora_name) from exc
             if found is not None:
-                logger.info("adapter found adapter=%s resolver=%s path=%s", lora_name, active.name, found.lora_path)
+                logger.info("adapter found adapter=%s resolver=%s path=%s", lora_name, member.name, found.lora_path)
                 return found
         raise AdapterNotFound(lora_name)
 
     async def close(self) -> None:
         """Close every resolver on its own loop, then the loops; never raises for a resolver's fault."""
-        await asyncio.gather(*(_close(active, thread) for active, thread in self._members))
+        await asyncio.gather(*(member.close() for member in self._members))
+
+
+class _Member:
+    """A resolver and the loop it runs on: its own, or the one its fsspec client is bound to."""
+
+    def __init__(self, active: ActiveResolver) -> None:
+        self.name = active.name
+        self._active = active
+        self._thread = ResolverThread(active.name)
+        self._calls_synchronously = False
+
+    async def ask(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+        question = partial(_ask, self._active, base_model_name, lora_name)
+        loop = self._loop()
+        try:
+            return await self._thread.run(question, loop)
+        except ResolverFailed as exc:
+            if loop is None or not isinstance(exc.__cause__, NotImplementedError):
+                raise
+        # fsspec refuses blocking calls on its own loop, and allows them on any other: this resolver makes such calls.
+        self._calls_synchronously = True
+        return await self._thread.run(question)
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                await self._thread.run(self._active.resolver.aclose, self._loop())
+        except Exception:  # a plugin call
+            logger.exception("resolver did not close resolver=%s", self.name)
+        await self._thread.close()
+
+    def _loop(self) -> asyncio.AbstractEventLoop | None:
+        return None if self._calls_synchronously else client_loop(self._active.resolver)
 
 
 async def _ask(active: ActiveResolver, base_model_name: str, lora_name: str) -> LoRARequest | None:
@@ -97,12 +131,3 @@ def _not_async(active: ActiveResolver) -> None:
 
 def _fault(active: ActiveResolver, what: str, *, retryable: bool = True) -> ResolverFailed:
     return ResolverFailed(f"resolver {active.name!r} {what}", retryable=retryable)
-
-
-async def _close(active: ActiveResolver, thread: ResolverThread) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-            await thread.run(active.resolver.aclose)
-    except Exception:  # a plugin call
-        logger.exception("resolver did not close resolver=%s", active.name)
-    await thread.close()

@@ -32,11 +32,13 @@ class ResolverThread:
         self._stop = asyncio.Event()
         self._is_closed = False
 
-    async def run(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await `function()` on the thread's loop; cancelling this cancels it there."""
+    async def run(
+        self, function: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None = None
+    ) -> T:
+        """Await `function()` on the thread's loop, or on a running one given; cancelling this cancels it there."""
         if self._is_closed:
             raise ResolverFailed(f"resolver {self._name!r} is closed", retry_after_seconds=5)
-        loop = self._loop or self._start()
+        loop = loop or self._loop or self._start()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(), loop))
 
     async def close(self) -> None:
