@@ -90,9 +90,10 @@ def _decodes(
             members.setdefault((len(tables[index]) - 1).bit_length(), []).append(index)
     groups = []
     for indices in members.values():
-        block_ids = np.zeros((len(indices), max(len(tables[index]) for index in indices)), dtype=np.int64)
+        block_ids = np.empty((len(indices), max(len(tables[index]) for index in indices)), dtype=np.int64)
         for row, index in enumerate(indices):
             block_ids[row, : len(tables[index])] = tables[index]
+            block_ids[row, len(tables[index]) :] = tables[index][0]
         lengths = np.array([sequences[index].position + 1 for index in indices], dtype=np.int64)
         groups.append(
             DecodeGroup(

@@ -29,7 +29,8 @@ class PrefillChunk:
 class DecodeGroup:
     """Sequences of similar length with one new token each.
 
-    rows: int64 [n], their rows of the batch. block_ids: int64 [n, max_blocks], padded with block 0.
+    rows: int64 [n], their rows of the batch. block_ids: int64 [n, max_blocks], padded with a block of the same
+    sequence: what others write in this step may not be finite.
     lengths: int64 [n], tokens of each sequence, the new one included.
     """
 

@@ -23,7 +23,10 @@ class LayerShape:
 
 
 class KVCache:
-    """keys[layer]: [num_blocks, block_size, num_kv_heads, key_dim]; values[layer] likewise with value_dim."""
+    """keys[layer]: [num_blocks, block_size, num_kv_heads, key_dim]; values[layer] likewise with value_dim.
+
+    Between two steps every number in it is finite: a masked NaN is still NaN, and would reach the block's next owner.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,17 @@ class KVCache:
     def read(self, layer: int, block_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return key and value [*n, num_tokens, num_kv_heads, width] of the blocks in block_ids [*n, num_blocks]."""
         return _gather(self.keys[layer], block_ids), _gather(self.values[layer], block_ids)
+
+    def find_unusable(self, kv_slots: torch.Tensor) -> torch.Tensor:
+        """Return those of kv_slots whose last layer is not finite: what goes wrong in any layer arrives there."""
+        tensors = (self.keys[-1], self.values[-1])
+        finite = [tensor.flatten(0, 1).index_select(0, kv_slots).isfinite().flatten(1).all(dim=1) for tensor in tensors]
+        return kv_slots[~(finite[0] & finite[1])]
+
+    def clear(self, kv_slots: torch.Tensor) -> None:
+        """Put zeros at kv_slots, in every layer."""
+        for tensor in (*self.keys, *self.values):
+            tensor.flatten(0, 1).index_fill_(0, kv_slots, 0)
 
 
 def bytes_per_token(layers: Sequence[LayerShape], dtype: torch.dtype) -> int:

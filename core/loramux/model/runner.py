@@ -79,7 +79,19 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=inputs.logit_rows,
             ).logits[0]  # [num logit rows, vocab]
-        return self._results(batch.sequences, logits.float(), rows)
+        results = self._results(batch.sequences, logits.float(), rows)
+        for request_id in self._clear_unusable(batch.sequences, inputs.context.kv_slots):
+            results[request_id] = SequenceResult(failed=True)
+        return results
+
+    def _clear_unusable(self, sequences: Sequence[ScheduledSequence], kv_slots: torch.Tensor) -> list[str]:
+        """Take numbers that are not finite out of the cache; return the requests whose blocks held some."""
+        unusable = self.kv_cache.find_unusable(kv_slots)
+        if not len(unusable):
+            return []
+        self.kv_cache.clear(unusable)
+        blocks = set((unusable // self.kv_cache.block_size).tolist())
+        return [sequence.request_id for sequence in sequences if not blocks.isdisjoint(sequence.block_table)]
 
     def _results(
         self, sequences: Sequence[ScheduledSequence], logits: torch.Tensor, rows: Mapping[str, SamplingRow]
