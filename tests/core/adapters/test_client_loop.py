@@ -10,6 +10,7 @@ from fsspec.asyn import AsyncFileSystem
 
 from loramux.adapters.client_loop import client_loop
 from loramux.adapters.resolver_chain import ResolverChain
+from loramux.errors import ResolverFailed
 from loramux.lora.request import LoRARequest
 from plugin_cases import TableResolver, active
 
@@ -53,3 +54,17 @@ def test_a_file_system_made_for_coroutines_goes_wherever_its_resolver_runs() -> 
     resolver = Awaits()
     resolver.fs = LoopBoundFileSystem(asynchronous=True)
     assert client_loop(resolver) is None
+
+
+async def test_another_fault_is_not_asked_for_twice() -> None:
+    class Fails(Awaits):
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+            self.asked.append(lora_name)
+            raise PermissionError("403")
+
+    resolver = Fails()
+    chain = ResolverChain([active(resolver)])
+    with pytest.raises(ResolverFailed, match="PermissionError: 403"):
+        await chain.resolve("base", "sql")
+    await chain.close()
+    assert resolver.asked == ["sql"]
