@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -66,15 +68,17 @@ def load_model(args: EngineArgs) -> LoadedModel:
     _check_config(args.model, text_config)
     dtype = _choose_dtype(args.dtype, text_config, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, attn_implementation=ATTENTION_NAME, **gguf
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=dtype, attn_implementation=ATTENTION_NAME, output_loading_info=True, **gguf
         )
     except KeyError as exc:  # a family that looks its attention up in a table of its own
         raise ModelUnsupported(
             f"model {args.model!r} cannot be served: its attention does not go through the attention interface ({exc})"
         ) from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
         raise ModelUnsupported(f"model {args.model!r} cannot be loaded: {exc}") from exc
+    model: PreTrainedModel = loaded[0]
+    _check_complete(args.model, loaded[1]["missing_keys"])
     module: nn.Module = model
     module.eval().requires_grad_(False).to(device)
     return LoadedModel(
@@ -108,6 +112,14 @@ def _rope_parameters(config: PretrainedConfig) -> list[dict[str, Any]]:
         return []
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return nested or [parameters]
+
+
+def _check_complete(model: str, missing: Collection[str]) -> None:
+    """Refuse a checkpoint without all its weights: transformers fills the gaps with random numbers and a warning."""
+    if missing:
+        names = sorted(missing)
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ModelUnsupported(f"model {model!r} cannot be loaded: its files lack the weights {shown}")
 
 
 def _check_config(model: str, config: PretrainedConfig) -> None:

@@ -1,0 +1,145 @@
+"""Where LoRA can act on a base model, and what a slot does to the rows that use it, and to no others."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from loramux.adapters.packed import PackedAdapter, pack
+from loramux.adapters.weights import AdapterWeights, BaseModelSpec, LoRATarget, ModuleWeights
+from loramux.batch import BASE_SLOT, ScheduledSequence
+from loramux.model.attention import ATTENTION_NAME
+from loramux.model.batch_inputs import build_inputs
+from loramux.model.forward_context import forward_context
+from loramux.model.kv_cache import KVCache, LayerShape
+from loramux.model.lora_model import LoRAModel, base_weight_reader, describe_base
+from loramux.model.probe import probe
+from tiny_models import build_model
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+def load(folder: Path) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=ATTENTION_NAME
+    )
+    return model.eval().requires_grad_(False)
+
+
+def describe(model: PreTrainedModel) -> BaseModelSpec:
+    return describe_base(model, names=("m",), flat_modules=probe(model, "m").flat_modules)
+
+
+@pytest.fixture
+def model(tiny_llama: Path) -> PreTrainedModel:
+    return load(tiny_llama)
+
+
+def packed(name: str, rank: int, *, scaling: float = 1.0) -> PackedAdapter:
+    generator = torch.Generator().manual_seed(rank)
+    module = ModuleWeights(
+        torch.randn(rank, 64, generator=generator), torch.randn(96, rank, generator=generator), scaling
+    )
+    return pack(AdapterWeights(name, name, {UP: module}, 0), torch.float32)
+
+
+def test_a_dense_model_is_described_whole(model: PreTrainedModel) -> None:
+    spec = describe(model)
+
+    assert spec.targets["model.embed_tokens"] == LoRATarget("embedding", 320, 64)
+    assert spec.targets["lm_head"] == LoRATarget("lm_head", 64, 320)
+    assert spec.targets[UP] == LoRATarget("linear", 64, 96)
+    assert len(spec.targets) == 2 + 2 * 7
+    assert spec.unservable == {}
+    assert (spec.names, spec.architecture, spec.vocab_size) == (("m",), "LlamaForCausalLM", 320)
+
+
+def test_gpt2s_conv1d_is_described_by_what_goes_in_and_out(tmp_path: Path) -> None:
+    spec = describe(load(build_model(tmp_path / "gpt2", "gpt2")))
+
+    assert spec.targets["transformer.h.0.attn.c_attn"] == LoRATarget("conv1d", 64, 192)
+    assert "transformer.wpe" in spec.unservable, "positions are not token ids"
+
+
+def test_experts_and_routers_are_unservable_by_name(tmp_path: Path) -> None:
+    spec = describe(load(build_model(tmp_path / "moe", "qwen3_moe")))
+
+    unservable = {path.removeprefix("model.layers.0.mlp") for path in spec.unservable if ".layers.0." in path}
+    assert {".experts", ".gate"} & unservable
+    assert "model.layers.0.self_attn.q_proj" in spec.targets
+    assert not any(".mlp." in path for path in spec.targets)
+    assert all("cannot be served" in reason for reason in spec.unservable.values())
+
+
+def test_base_weights_are_read_by_path(model: PreTrainedModel) -> None:
+    assert base_weight_reader(model)(UP) is model.get_submodule(UP).weight
+
+
+def test_packing_folds_the_scaling_into_b_and_keeps_one_slab() -> None:
+    adapter = packed("a", 4, scaling=0.5)
+    plain = packed("a", 4)
+
+    module = adapter.modules[UP]
+    assert torch.equal(module.b, plain.modules[UP].b * 0.5)
+    assert torch.equal(module.a, plain.modules[UP].a)
+    assert module.a.untyped_storage().data_ptr() == module.b.untyped_storage().data_ptr()
+    assert adapter.nbytes == 4 * (64 + 96) * 4
+    assert adapter.to(torch.device("cpu")) is adapter
+
+
+def run_up_proj(model: PreTrainedModel, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
+    """x: [rows, 64], one sequence of one token per row."""
+    device = torch.device("cpu")
+    cache = KVCache([LayerShape(1, 1, 1)], num_blocks=8, block_size=1, dtype=torch.float32, device=device)
+    sequences = [ScheduledSequence(str(row), (1,), 0, (row,), slot, 1, samples=True) for row, slot in enumerate(slots)]
+    with forward_context(build_inputs(sequences, cache, device, has_lora=True).context):
+        result: torch.Tensor = model.get_submodule(UP)(x[None])[0]
+    return result
+
+
+def test_every_row_gets_the_delta_of_its_own_slot(model: PreTrainedModel) -> None:
+    slots = LoRAModel(model, {UP: LoRATarget("linear", 64, 96)}, num_slots=2, dtype=torch.float32)
+    adapters = [packed("a", 1), packed("b", 17)]
+    for slot, adapter in enumerate(adapters):
+        slots.place(slot, adapter)
+    x = torch.randn(4, 64)
+
+    got = run_up_proj(model, x, [BASE_SLOT, 0, 0, 1])
+
+    expected = x @ model.get_submodule(UP).weight.T
+    assert torch.equal(got[0], model.get_submodule(UP)(x)[0])
+    for row, adapter in ((1, adapters[0]), (2, adapters[0]), (3, adapters[1])):
+        module = adapter.modules[UP]
+        torch.testing.assert_close(got[row], expected[row] + module.b @ (module.a @ x[row]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_cleared_slot_adds_nothing_and_holds_nothing(model: PreTrainedModel) -> None:
+    slots = LoRAModel(model, {UP: LoRATarget("linear", 64, 96)}, num_slots=1, dtype=torch.float32)
+    adapter = packed("a", 8)
+    slab = weakref.ref(adapter.slab)
+    slots.place(0, adapter)
+    del adapter
+    x = torch.randn(2, 64)
+    run_up_proj(model, x, [0, 0])
+
+    slots.clear(0)
+
+    assert slab() is None
+    torch.testing.assert_close(run_up_proj(model, x, [0, 0]), x @ model.get_submodule(UP).weight.T)
+
+
+def test_placing_replaces_what_was_there(model: PreTrainedModel) -> None:
+    targets = {UP: LoRATarget("linear", 64, 96)}
+    slots = LoRAModel(model, targets, num_slots=1, dtype=torch.float32)
+    x = torch.randn(1, 64)
+    slots.place(0, packed("a", 8))
+    slots.place(0, packed("b", 2))
+
+    module = packed("b", 2).modules[UP]
+    expected = x @ model.get_submodule(UP).weight.T + x @ module.a.T @ module.b.T
+    torch.testing.assert_close(run_up_proj(model, x, [0]), expected, atol=1e-4, rtol=1e-4)
+    assert slots.num_placements == 2
