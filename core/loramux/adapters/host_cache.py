@@ -251,6 +251,8 @@ class HostCache:
         name = entry.request.lora_name
         try:
             adapter = self._load(entry.request)
+            if self._listener is not None:
+                self._listener.adapter_loaded(entry.request)
         except LoramuxError as error:
             self._finish_failed(entry, error)
         except Exception as error:  # a reader's bug must fail this adapter's requests, and nothing else
@@ -259,8 +261,6 @@ class HostCache:
             self._finish_loaded(entry, adapter)
 
     def _finish_loaded(self, entry: _Entry, adapter: PackedAdapter) -> None:
-        if self._listener is not None:
-            self._listener.adapter_loaded(entry.request)
         with self._lock:
             entry.adapter = adapter
             is_removed = entry.is_removed

@@ -169,6 +169,15 @@ def test_a_bug_in_the_reader_fails_the_adapter_and_not_the_cache(disk: FakeDisk,
     got(cache.acquire(adapter(2))).release()
 
 
+def test_a_listeners_bug_keeps_nobody_waiting(make_cache: MakeCache) -> None:
+    events = Events()
+    events.adapter_loaded = lambda request: 1 / 0  # type: ignore[method-assign,assignment]
+    cache = make_cache(events=events)
+
+    with pytest.raises(AdapterInvalid, match="ZeroDivisionError"):
+        got(cache.acquire(adapter(1)))
+
+
 # --- identity
 
 
