@@ -63,6 +63,10 @@ class Answer:
         if reason == "length" and self.detokenizer.stop_string is not None:  # found in the text held back
             self.finish_reason, self.stop_reason = "stop", self.detokenizer.stop_string
 
+    def abort(self) -> None:
+        """End the answer with the text that was safe to show; nothing here can fail."""
+        self.finish_reason = "abort"
+
     def output(self, lora_request: LoRARequest | None) -> CompletionOutput:
         return CompletionOutput(
             index=self.index,

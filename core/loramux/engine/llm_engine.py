@@ -148,7 +148,7 @@ class LLMEngine:
             return None
         for answer in group.answers:
             if answer.finish_reason is None:
-                answer.finish("abort")
+                answer.abort()
                 self._finish_sequence(answer)
         self._close(group)
         return group.output()
@@ -291,22 +291,28 @@ class LLMEngine:
         changed: dict[str, RequestGroup] = {}
         for sequence in batch.sequences:
             group, answer = self._sequences[sequence.request_id]
-            result = results[sequence.request_id]
             self.scheduler.complete(answer.request, len(sequence.token_ids))
-            if result.failed:
-                self.scheduler.forget_all(answer.request)
-                group.error = RequestFailed(f"request {group.request_id!r}: the model gave no usable numbers for it")
-                answer.finish("abort")
-            elif result.prompt_logprobs:
-                group.take_prompt_logprobs(result.prompt_logprobs, self.tokenizer)
-                answer.request.num_prompt_logprobs += len(result.prompt_logprobs)
-            if result.sampled is not None:
-                answer.take(result.sampled, self.tokenizer, self.eos_token_ids)
-                changed[group.request_id] = group
+            try:
+                self._update_answer(group, answer, results[sequence.request_id])
+            except Exception:  # the border: what one request's tokens break ends that request alone
+                logger.exception("update failed request=%s", group.request_id)
+                group.error = RequestFailed(f"request {group.request_id!r}: its tokens could not be turned into text")
             if answer.finish_reason is not None:
-                changed[group.request_id] = group
                 self._finish_sequence(answer)
+            if sequence.samples or group.error is not None:
+                changed[group.request_id] = group
         return [self._collect(group) for group in changed.values()]
+
+    def _update_answer(self, group: RequestGroup, answer: Answer, result: SequenceResult) -> None:
+        if result.failed:
+            self.scheduler.forget_all(answer.request)
+            group.error = RequestFailed(f"request {group.request_id!r}: the model gave no usable numbers for it")
+            return
+        if result.prompt_logprobs:
+            group.take_prompt_logprobs(result.prompt_logprobs, self.tokenizer)
+            answer.request.num_prompt_logprobs += len(result.prompt_logprobs)
+        if result.sampled is not None:
+            answer.take(result.sampled, self.tokenizer, self.eos_token_ids)
 
     def _collect(self, group: RequestGroup) -> RequestOutput:
         if group.error is not None:

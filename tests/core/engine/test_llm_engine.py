@@ -584,6 +584,28 @@ def test_a_step_that_raises_ends_only_the_requests_in_it(make_engine: MakeEngine
     assert_idle(engine)
 
 
+def test_tokens_that_cannot_become_text_end_only_their_request(
+    make_engine: MakeEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    engine.add_request("broken", PROMPT, greedy())
+    engine.add_request("fine", PROMPT, greedy())
+    engine.step()
+    (broken,) = [answer for group, answer in engine._sequences.values() if group.request_id == "broken"]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no text")
+
+    monkeypatch.setattr(broken.detokenizer, "append", fail)
+    monkeypatch.setattr(broken.detokenizer, "finish", fail)
+    outputs = run(engine)
+
+    assert isinstance(outputs["broken"].error, RequestFailed)
+    assert outputs["broken"].outputs[0].finish_reason == "abort"
+    assert tokens_of(outputs["fine"]) == reference.greedy(PROMPT, 6)
+    assert_idle(engine)
+
+
 def test_an_adapter_of_a_broken_step_is_placed_again(
     make_engine: MakeEngine, make_adapter: MakeAdapter, reference: Reference
 ) -> None:
