@@ -116,6 +116,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         # save_pretrained refuses a model that came from GGUF, hence by hand; lm_head is the embedding again.
         tensors = {name: t.contiguous() for name, t in model.state_dict().items() if name != "lm_head.weight"}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private
         config = model.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config

@@ -10,12 +10,24 @@ INSTRUCTION = "Extract the fields from the sentence as JSON."
 JOBS = word_list("""
     baker carpenter plumber nurse pilot farmer lawyer dentist painter tailor butcher teacher chemist surgeon
     electrician librarian fisherman translator gardener journalist mechanic accountant waiter florist geologist
-    cashier optician violinist welder barber historian
+    cashier optician violinist welder barber historian architect barista blacksmith bookkeeper bricklayer chauffeur
+    clerk cook courier dancer designer detective driver economist editor firefighter glazier goldsmith guard
+    hairdresser jeweller judge lifeguard locksmith magician mathematician mason miner musician notary optometrist
+    paramedic pharmacist photographer physicist poet potter programmer roofer sailor sculptor secretary shepherd
+    singer shoemaker soldier statistician surveyor tiler trader typist umpire undertaker veterinarian watchmaker
+    weaver zoologist
 """)
 ITEMS = word_list("""
     chairs lamps bicycles notebooks kettles umbrellas guitars blankets shovels tents cameras candles pillows helmets
     ladders mirrors printers radios ropes saddles scissors skis spoons suitcases tables telescopes towels violins
-    watches windows drills flutes hammers clocks
+    watches windows drills flutes hammers clocks anchors apples arrows baskets batteries bells belts benches boots
+    bottles bowls boxes bracelets bricks brooms brushes buckets buttons cables cages calendars carpets chains chisels
+    coats coins combs cups curtains cushions desks diaries dolls dresses drums earrings easels engines envelopes fans
+    fences filters flags forks frames gloves goggles hats hinges hoses irons jackets jars jugs keys kites knives
+    lanterns locks magnets maps marbles masks mats medals microphones mugs nails necklaces needles nets ovens paddles
+    pans pencils pens pianos plates pots pumps purses puzzles racks rings robes rugs sandals scarves screws shelves
+    shirts shoes skates sleds socks sponges stamps stools stoves straps sweaters swords thermometers tiles tools toys
+    trays trumpets tubes tyres valves vases wallets wheels whistles zippers
 """)
 Fields = dict[str, str | int]
 
