@@ -15,7 +15,7 @@ from loramux.sampling_params import SamplingParams
 class ByteTokenizer:
     """One token per UTF-8 byte."""
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, context: int | None = None) -> list[int]:
         return ([1] if add_special_tokens else []) + list(text.encode())
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from numbers import Integral
+from types import UnionType
 from typing import TypeVar, Unpack, cast
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loramux.config import EngineArgs
@@ -51,7 +54,9 @@ class LLM:
         prompt_list = _as_prompt_list(prompts)
         params = SamplingParams() if sampling_params is None else sampling_params
         params_list = _one_per_prompt("sampling_params", params, len(prompt_list))
+        _check_types("sampling_params", params_list, SamplingParams)
         lora_list = _one_per_prompt("lora_request", lora_request, len(prompt_list))
+        _check_types("lora_request", lora_list, LoRARequest | None)
         for adapter in dict.fromkeys(lora for lora in lora_list if lora is not None):
             self.llm_engine.add_lora(adapter)
         request_ids: list[str] = []
@@ -76,8 +81,10 @@ class LLM:
         add_generation_prompt: bool = True,
     ) -> list[RequestOutput]:
         """Answer one conversation, or a list of them, through the model's chat template; otherwise like `generate`."""
-        if not messages:
-            raise RequestInvalid("messages must hold at least one message, got an empty list", param="messages")
+        if not isinstance(messages, list | tuple) or not messages:
+            raise RequestInvalid(
+                f"messages must be a list of at least one message, got {_shown(messages)}", param="messages"
+            )
         is_one = isinstance(messages[0], Mapping)
         conversations = cast("list[Sequence[Message]]", [messages] if is_one else list(messages))
         prompts = [
@@ -113,6 +120,7 @@ def _progress_bar(*, shown: bool) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[rate]}"),
+        console=Console(stderr=True),  # standard output is for the answers
         disable=not shown,
         transient=False,
     )
@@ -122,7 +130,14 @@ def _as_prompt_list(prompts: Prompts) -> list[Prompt]:
     """Tell one prompt from a list of them: a flat list of integers is one prompt."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if prompts and isinstance(prompts[0], int):
+    if hasattr(prompts, "tolist"):  # a numpy array or a tensor
+        prompts = cast("Prompts", prompts.tolist())
+    if not isinstance(prompts, list | tuple):
+        raise RequestInvalid(
+            f"prompts must be a string, a list of token ids, or a list of prompts; got {_shown(prompts)}",
+            param="prompt",
+        )
+    if prompts and isinstance(prompts[0], Integral):
         return [cast("Sequence[int]", prompts)]
     return list(cast("Sequence[Prompt]", prompts))
 
@@ -136,3 +151,20 @@ def _one_per_prompt(name: str, value: T | Sequence[T], num_prompts: int) -> list
             param=name,
         )
     return list(value)
+
+
+def _check_types(name: str, values: Sequence[object], accepted: type | UnionType) -> None:
+    for value in values:
+        if not isinstance(value, accepted):
+            raise RequestInvalid(
+                f"{name} must be {_name(accepted)}, or a list of them; got {_shown(value)}", param=name
+            )
+
+
+def _name(accepted: type | UnionType) -> str:
+    return accepted.__name__ if isinstance(accepted, type) else " or ".join(_name(kind) for kind in accepted.__args__)
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:60] + '…'}"

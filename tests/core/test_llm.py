@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from loramux import LLM, LoRARequest, SamplingParams
 from loramux.errors import AdapterInvalid, RequestInvalid
@@ -200,6 +202,50 @@ def test_chat_takes_a_list_of_conversations(llm: LLM) -> None:
 def test_chat_without_messages_is_refused(llm: LLM) -> None:
     with pytest.raises(RequestInvalid, match="at least one message"):
         llm.chat([], greedy(1), use_tqdm=False)
+
+
+@pytest.mark.parametrize("messages", ["hi", None, {"role": "user", "content": "hi"}])
+def test_messages_that_are_no_list_are_refused_by_name(llm: LLM, messages: object) -> None:
+    with pytest.raises(RequestInvalid, match="messages must be a list"):
+        llm.chat(messages, greedy(1), use_tqdm=False)  # type: ignore[arg-type]
+
+
+def test_text_parts_of_a_message_are_joined(llm: LLM) -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+
+    (output,) = llm.chat([{"role": "user", "content": parts}], greedy(1), use_tqdm=False)
+
+    assert (
+        llm.get_tokenizer()
+        .decode(output.prompt_token_ids, skip_special_tokens=False)
+        .startswith("<|user|>Hi\nthere<|end|>")
+    )
+
+
+@pytest.mark.parametrize("prompts", [None, 5, (prompt for prompt in ["hi"])])
+def test_prompts_of_no_known_form_are_refused_by_name(llm: LLM, prompts: object) -> None:
+    with pytest.raises(RequestInvalid, match="prompts must be a string, a list of token ids, or a list of prompts"):
+        llm.generate(prompts, greedy(1), use_tqdm=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", [np.array([5, 6]), [np.int64(5), np.int64(6)], torch.tensor([5, 6])])
+def test_token_ids_may_come_as_an_array(llm: LLM, prompt: object) -> None:
+    (output,) = llm.generate(prompt, greedy(1), use_tqdm=False)  # type: ignore[arg-type]
+
+    assert output.prompt_token_ids == [5, 6]
+
+
+def test_parameters_and_adapters_of_another_type_are_refused_by_name(llm: LLM) -> None:
+    with pytest.raises(RequestInvalid, match=r"sampling_params must be SamplingParams.*got dict"):
+        llm.generate("hi", {"temperature": 0}, use_tqdm=False)  # type: ignore[arg-type]
+    with pytest.raises(RequestInvalid, match=r"lora_request must be LoRARequest.*got str"):
+        llm.generate("hi", greedy(1), use_tqdm=False, lora_request="adapters/a1")  # type: ignore[arg-type]
+
+
+def test_the_progress_bar_leaves_standard_output_alone(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:
+    llm.generate([PROMPT], greedy(1))
+
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("shown", [True, False])

@@ -166,7 +166,7 @@ class HostCache:
         self._serve_door()
         if entry is not None and is_loaded:
             self._report_dropped(entry, unloaded=True)
-        return known is not None
+        return known is not None or bool(at_door)
 
     def close(self) -> None:
         """Stop the loader threads; leases that are still awaited fail with EngineDead."""
@@ -185,10 +185,11 @@ class HostCache:
     # --- the door: everything that changes who is resident
 
     def _check_identity(self, request: LoRARequest) -> None:
-        known = self._names.get(request.lora_int_id)
-        if known is None:
-            self._names[request.lora_int_id] = request
-        elif (known.lora_name, known.lora_path) != (request.lora_name, request.lora_path):
+        at_door = (other for other, future in self._door if not future.cancelled())
+        known = self._names.get(request.lora_int_id) or next(
+            (other for other in at_door if other.lora_int_id == request.lora_int_id), request
+        )
+        if (known.lora_name, known.lora_path) != (request.lora_name, request.lora_path):
             raise RequestInvalid(
                 f"lora_int_id {request.lora_int_id} already belongs to adapter {known.lora_name!r} at "
                 f"{known.lora_path!r}; adapter {request.lora_name!r} at {request.lora_path!r} needs an id of its own",
@@ -240,6 +241,7 @@ class HostCache:
             self._entries.pop(victim.request.lora_int_id)
             dropped.append(victim)
         entry = self._entries[request.lora_int_id] = _Entry(request)
+        self._names[request.lora_int_id] = request
         self._threads.submit(self._load_entry, entry)
         return entry
 

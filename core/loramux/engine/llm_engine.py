@@ -127,9 +127,10 @@ class LLMEngine:
         params = sampling_params or SamplingParams()
         if request_id in self._groups:
             raise RequestInvalid(f"request_id {request_id!r} is already in use", param="request_id")
-        tokenized = tokenize_prompt(prompt, self.tokenizer, self.runner.loaded.vocab_size)
+        vocab_size = self.runner.loaded.vocab_size
+        tokenized = tokenize_prompt(prompt, self.tokenizer, vocab_size=vocab_size, context=self.max_model_len)
         self._check_length(len(tokenized.token_ids), params)
-        params.check_vocabulary(self.runner.loaded.vocab_size)
+        params.check_vocabulary(vocab_size)
         group = RequestGroup(request_id, tokenized.text, tokenized.token_ids, params, lora_request)
         if lora_request is None:
             self._start(group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from loramux.errors import RequestInvalid
 from loramux.text.tokenizer import Tokenizer
@@ -19,15 +20,16 @@ class TokenizedPrompt:
     token_ids: tuple[int, ...]
 
 
-def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, vocab_size: int) -> TokenizedPrompt:
+def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, *, vocab_size: int, context: int) -> TokenizedPrompt:
     """Accept a string, a list of token ids, {"prompt": …} or {"prompt_token_ids": …}.
 
-    Raises RequestInvalid for anything else, for an empty prompt, and for ids that the model does not have.
+    Raises RequestInvalid for anything else, for an empty prompt, for ids that the model does not have, and for text
+    that is clearly too long for `context` tokens.
     """
     if isinstance(prompt, Mapping):
         prompt = _from_mapping(prompt)
     if isinstance(prompt, str):
-        token_ids = tuple(tokenizer.encode(prompt))
+        token_ids = tuple(tokenizer.encode(prompt, context=context))
         text: str | None = prompt
     else:
         token_ids = _checked_ids(prompt, vocab_size)
@@ -49,13 +51,15 @@ def _from_mapping(prompt: Mapping[str, object]) -> str | Sequence[int]:
 
 
 def _checked_ids(prompt: object, vocab_size: int) -> tuple[int, ...]:
+    if hasattr(prompt, "tolist"):  # a numpy array or a tensor
+        prompt = prompt.tolist()
     if not isinstance(prompt, list | tuple):
         raise RequestInvalid(
             f"prompt must be a string or a list of token ids, got {type(prompt).__name__}", param="prompt"
         )
     for token_id in prompt:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+        if isinstance(token_id, bool) or not isinstance(token_id, Integral) or not 0 <= int(token_id) < vocab_size:
             raise RequestInvalid(
                 f"prompt token ids must be integers from 0 to {vocab_size - 1}, got {token_id!r}", param="prompt"
             )
-    return tuple(prompt)
+    return tuple(int(token_id) for token_id in prompt)

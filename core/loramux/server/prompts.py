@@ -56,7 +56,12 @@ async def chat_prompt(server: Server, body: ChatCompletionRequest) -> Prompt:
     """Render and encode the messages with the model's chat template."""
     messages = [message.for_template() for message in body.messages]
     add_generation_prompt = body.add_generation_prompt is not False
-    render = partial(server.tokenizer.apply_chat_template, messages, add_generation_prompt=add_generation_prompt)
+    render = partial(
+        server.tokenizer.apply_chat_template,
+        messages,
+        context=server.max_model_len,
+        add_generation_prompt=add_generation_prompt,
+    )
     return Prompt(await asyncio.to_thread(render))
 
 
@@ -89,7 +94,8 @@ def _encode(
     prompts = []
     for value in values:
         if isinstance(value, str):
-            prompts.append(Prompt(tokenizer.encode(value, add_special_tokens=add_special_tokens), value))
+            token_ids = tokenizer.encode(value, add_special_tokens, context=server.max_model_len)
+            prompts.append(Prompt(token_ids, value))
         else:
             prompts.append(Prompt(value, tokenizer.decode(value, skip_special_tokens=False) if needs_text else ""))
     return prompts

@@ -169,11 +169,9 @@ class Message(BaseModel):
     content: str | list[TextPart] | None = None
 
     def for_template(self) -> dict[str, object]:
-        """What the chat template sees: plain text content, and whatever else was sent."""
-        content = self.content
-        if isinstance(content, list):
-            content = "\n".join(part.text for part in content)
-        return {**(self.model_extra or {}), "role": self.role, "content": content or ""}
+        """What the tokenizer makes a prompt of: role and content, and whatever else was sent."""
+        content = self.content if isinstance(self.content, str | None) else [part.model_dump() for part in self.content]
+        return {**(self.model_extra or {}), "role": self.role, "content": content}
 
 
 class ChatCompletionRequest(GenerationRequest):

@@ -18,8 +18,8 @@ from loramux.server.in_flight import InFlight
 class Tokenizer(Protocol):
     """What the server needs of a tokenizer; all of it may be called from any thread."""
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Text to tokens."""
+    def encode(self, text: str, add_special_tokens: bool = True, *, context: int | None = None) -> list[int]:
+        """Text to tokens; text that can never fit into `context` tokens is refused."""
         ...
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:

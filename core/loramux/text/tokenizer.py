@@ -7,6 +7,8 @@ on the shared object at every call, which fails when two threads do it at once. 
 from __future__ import annotations
 
 import functools
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramux.errors import ConfigInvalid, RequestInvalid
+from loramux.text.chat_messages import plain_messages
 
 # What a chat template, a program that came with the model, may raise when the messages are not what it expects.
 _TEMPLATE_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -53,15 +56,28 @@ class Tokenizer:
             )
         return cls(hf)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Turn text into token ids; RequestInvalid when the text is not valid Unicode."""
+    def encode(self, text: str, add_special_tokens: bool = True, *, context: int | None = None) -> list[int]:
+        """Turn text into token ids, without holding the interpreter's lock.
+
+        Raises RequestInvalid when the text is not valid Unicode, and, before any work, when it is so long that it can
+        never fit into `context` tokens.
+        """
         try:
-            text.encode()
+            nbytes = len(text.encode())
         except UnicodeEncodeError as exc:
             raise RequestInvalid(
                 f"prompt must be valid Unicode text, got a lone surrogate at character {exc.start}", param="prompt"
             ) from exc
-        ids: list[int] = self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        if context is not None and nbytes > context * self._longest_token_nbytes:
+            raise RequestInvalid(
+                f"This model's maximum context length is {context} tokens. However, your prompt of {nbytes} bytes has "
+                f"more than {context} tokens. Please reduce the length.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        # the batch form lets other threads run; the single one keeps the interpreter's lock for the whole text
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -91,16 +107,18 @@ class Tokenizer:
             )
         if not template_arguments.get("continue_final_message"):
             template_arguments.setdefault("add_generation_prompt", True)
-        conversation = [dict(message) for message in messages]
+        conversation = plain_messages(messages)
         try:
             return str(self.hf.apply_chat_template(conversation, tokenize=False, **template_arguments))
         except _TEMPLATE_FAULTS as exc:
             reason = str(exc) or type(exc).__name__
             raise RequestInvalid(f"messages do not fit the model's chat template: {reason}", param="messages") from exc
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, context: int | None = None, **template_arguments: Any
+    ) -> list[int]:
         """Turn messages into token ids: render_chat, then encode; the template writes the special tokens itself."""
-        return self.encode(self.render_chat(messages, **template_arguments), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, **template_arguments), add_special_tokens=False, context=context)
 
     def _token_text(self, token_id: int) -> str:
         """Tell what one token adds to a text, its leading space included; U+FFFD for part of a character."""
@@ -109,6 +127,16 @@ class Tokenizer:
         if before and after.startswith(before):
             return after[len(before) :]
         return self.decode([token_id], skip_special_tokens=False)
+
+    @functools.cached_property
+    def _longest_token_nbytes(self) -> float:
+        """How many bytes of text one token can stand for; unbounded where text may shrink or fold into an unknown."""
+        description = json.loads(self.backend.to_str())
+        model = description["model"]
+        swallows_space = any(token["lstrip"] or token["rstrip"] for token in description["added_tokens"])
+        if model["type"] != "BPE" or description["normalizer"] is not None or model.get("fuse_unk") or swallows_space:
+            return math.inf
+        return max(len(token.encode()) for token in self.backend.get_vocab(with_added_tokens=True))
 
     @functools.cached_property
     def _anchor(self) -> list[int]:

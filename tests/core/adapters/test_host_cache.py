@@ -96,6 +96,23 @@ def resident(cache: HostCache, *numbers: int) -> None:
         got(cache.acquire(adapter(number))).release()
 
 
+# --- ids
+
+
+def test_an_id_is_free_again_when_everybody_who_waited_for_it_has_left(make_cache: MakeCache) -> None:
+    cache = make_cache(capacity=1)
+    held = got(cache.acquire(adapter(1)))
+    waiting = cache.acquire(adapter(2))
+    with pytest.raises(RequestInvalid, match="already belongs to adapter 'adapter2'"):
+        cache.acquire(LoRARequest("other", 2, "/adapters/other"))
+
+    give_up(waiting)
+    other = cache.acquire(LoRARequest("other", 2, "/adapters/other"))
+
+    held.release()
+    assert got(other).adapter.name == "other"
+
+
 # --- loading
 
 

@@ -171,15 +171,15 @@ def test_the_newer_name_for_the_length_of_an_answer_wins(fields: dict[str, objec
     assert chat(**fields).answer_tokens == tokens
 
 
-def test_text_parts_become_one_text_and_other_fields_reach_the_template() -> None:
+def test_text_parts_and_other_fields_reach_the_tokenizer() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     message = Message.model_validate({"role": "user", "content": parts, "name": "Ada"})
 
-    assert message.for_template() == {"role": "user", "content": "one\ntwo", "name": "Ada"}
+    assert message.for_template() == {"role": "user", "content": parts, "name": "Ada"}
 
 
-def test_a_message_without_content_is_empty() -> None:
-    assert Message.model_validate({"role": "assistant", "content": None}).for_template()["content"] == ""
+def test_a_message_may_have_no_content() -> None:
+    assert Message.model_validate({"role": "assistant", "content": None}).for_template()["content"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The tokenizer answers as transformers does, from any thread, and refuses what it cannot encode by name."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -161,3 +162,52 @@ def test_token_texts_keep_the_space_that_the_token_brings(kind: str) -> None:
     joined = "".join(tokenizer.token_text(token_id) for token_id in token_ids)
     assert joined.strip() == "of France"
     assert tokenizer.token_text(tokenizer.eos_token_ids[0]).strip() == "</s>"
+
+
+def test_text_that_can_never_fit_is_refused_before_it_is_encoded() -> None:
+    tokenizer = tiny_tokenizers.byte_level()
+    longest = max(len(token.encode()) for token in tokenizer.backend.get_vocab())
+
+    with pytest.raises(RequestInvalid, match="maximum context length is 10 tokens") as refused:
+        tokenizer.encode("x" * (10 * longest + 1), context=10)
+
+    assert refused.value.code == "context_length_exceeded"
+    assert len(tokenizer.encode("x" * 10 * longest, context=10)) > 10, "only what is certain is refused here"
+
+
+@pytest.mark.parametrize("kind", ["unigram", "word_level"])
+def test_text_is_not_called_too_long_where_one_token_may_stand_for_any_amount_of_it(kind: str) -> None:
+    tokenizer = tiny_tokenizers.KINDS[kind]()
+
+    assert tokenizer.encode("x" * 10_000, context=1)
+
+
+def test_encoding_a_long_text_lets_other_threads_run() -> None:
+    tokenizer = tiny_tokenizers.byte_level()
+    others = 0
+    done = threading.Event()
+
+    def encode() -> None:
+        tokenizer.encode("some words " * 50_000)
+        done.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    while not done.is_set():
+        others += 1
+    thread.join()
+
+    assert others > 1000
+
+
+def test_content_that_is_no_text_is_refused_by_name(chat_tokenizer: Tokenizer) -> None:
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+
+    with pytest.raises(RequestInvalid, match="a content part must be of type 'text', got 'image_url'"):
+        chat_tokenizer.render_chat([{"role": "user", "content": [image]}])
+    with pytest.raises(RequestInvalid, match="a message must be an object with 'role' and 'content', got str"):
+        chat_tokenizer.render_chat(["hi"])  # type: ignore[list-item]
+
+
+def test_content_that_is_null_is_empty_text(chat_tokenizer: Tokenizer) -> None:
+    assert chat_tokenizer.render_chat([{"role": "user", "content": None}]).startswith("<|turn|>user: \n")
