@@ -1,5 +1,5 @@
 # `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
-.PHONY: demo serve test unit lint campaign families clean
+.PHONY: demo serve test unit lint families clean
 PYTHON ?= python3
 BIN := .venv/bin
 
