@@ -7,7 +7,6 @@ on the shared object at every call, which fails when two threads do it at once. 
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -131,10 +130,11 @@ class Tokenizer:
     @functools.cached_property
     def _longest_token_nbytes(self) -> float:
         """How many bytes of text one token can stand for; unbounded where text may shrink or fold into an unknown."""
-        description = json.loads(self.backend.to_str())
-        model = description["model"]
-        swallows_space = any(token["lstrip"] or token["rstrip"] for token in description["added_tokens"])
-        if model["type"] != "BPE" or description["normalizer"] is not None or model.get("fuse_unk") or swallows_space:
+        model = self.backend.model
+        added = self.backend.get_added_tokens_decoder().values()
+        swallows_space = any(token.lstrip or token.rstrip for token in added)
+        is_plain = isinstance(model, tokenizers.models.BPE) and not model.fuse_unk
+        if not is_plain or self.backend.normalizer is not None or swallows_space:
             return math.inf
         return max(len(token.encode()) for token in self.backend.get_vocab(with_added_tokens=True))
 
