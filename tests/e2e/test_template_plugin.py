@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+OFFLINE = ("--no-deps", "--no-index")
 TEMPLATE = Path(__file__).parents[2] / "contrib" / "resolver-template"
 
 
@@ -40,10 +41,10 @@ def python(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_template_installs_as_a_wheel_and_is_listed(python: Path, tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text("{}")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, TEMPLATE)
+    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", tmp_path, TEMPLATE)
     (wheel,) = tmp_path.glob("loramux_resolver_template-*.whl")
 
-    run(python, "-m", "pip", "install", "--no-deps", "--no-index", "--force-reinstall", wheel)
+    run(python, "-m", "pip", "install", *OFFLINE, "--force-reinstall", wheel)
 
     where = run(python, "-c", "import loramux_resolver_template as plugin; print(plugin.__file__)")
     assert Path(where.strip()).is_relative_to(tmp_path / "environment")
