@@ -15,6 +15,7 @@ from loramux.server.arguments import (
     read_plugin_config,
     read_server_config,
 )
+from loramux.server.lora_modules import refuse_missing_folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +48,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _serve(arguments: argparse.Namespace) -> int:
     config = read_server_config(arguments, os.environ)
+    refuse_missing_folders(config.lora_modules)
     from loramux.server.launch import serve  # imports torch: not before the arguments are known to be good
 
     return serve(config)

@@ -10,6 +10,7 @@ import pytest
 import loramux
 from loramux.cli import _build_parser, main
 from loramux.config import EngineArgs
+from loramux.errors import ConfigInvalid
 from loramux.server.arguments import read_server_config
 from loramux.server.config import LoRAModule, ServerConfig
 
@@ -111,16 +112,15 @@ def test_runtime_updates_are_switched_by_the_environment(value: str, is_on: bool
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lora-modules", "sql"], "Invalid JSON format for --lora-modules: sql"),
-        (["--lora-modules", '{"name": "sql"}'], 'Invalid fields for --lora-modules: {"name": "sql"}'),
-        (["--lora-modules", "a=/a", "=x"], "--lora-modules '=x' must look like name=path"),
-        (["--lora-modules", "a=/a"], "--lora-modules needs --enable-lora"),
-        (["--lora-resolvers", "filesystem"], "--lora-resolvers needs --enable-lora"),
-        (["--resolver-option", "root"], "--resolver-option 'root' must look like NAME.OPTION=VALUE"),
-        (["--config", "/nowhere.toml"], "--config /nowhere.toml"),
+        (["--enable-lora", "--lora-modules", "sql"], "Invalid JSON format for --lora-modules: sql"),
+        (["--enable-lora", "--lora-modules", '{"name": "sql"}'], 'Invalid fields for --lora-modules: {"name": "sql"}'),
+        (["--enable-lora", "--lora-modules", "a=/a", "=x"], "--lora-modules '=x' must look like name=path"),
+        (["--enable-lora", "--lora-modules", "a=/nope"], "--lora-modules a=/nope: there is no such folder"),
+        (["--enable-lora", "--resolver-option", "root"], "--resolver-option 'root' must look like NAME.OPTION=VALUE"),
+        (["--enable-lora", "--config", "/nowhere.toml"], "--config /nowhere.toml"),
         (["--host", "0.0.0.0"], "a key is needed"),
-        (["--max-loras", "0"], "max_loras must be an integer of at least 1, got 0"),
-        (["--max-loras", "8", "--max-cpu-loras", "4"], "max_cpu_loras (4) must be >= max_loras (8)"),
+        (["--enable-lora", "--max-loras", "0"], "max_loras must be an integer of at least 1, got 0"),
+        (["--enable-lora", "--max-loras", "8", "--max-cpu-loras", "4"], "max_cpu_loras (4) must be >= max_loras (8)"),
         (["--enable-lora", "--allowed-lora-roots", "/nowhere"], "--allowed-lora-roots: '/nowhere' is no folder"),
     ],
 )
@@ -131,6 +131,42 @@ def test_a_wrong_setting_ends_the_command_with_its_message(
 
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--lora-modules", "a=/a"),
+        ("--lora-resolvers", "filesystem"),
+        ("--resolver-option", "filesystem.root=/a"),
+        ("--config", "/a.toml"),
+        ("--allowed-lora-roots", "/"),
+        ("--max-loras", "2"),
+        ("--max-lora-rank", "16"),
+        ("--max-cpu-loras", "100"),
+        ("--base-match", "off"),
+    ],
+)
+def test_a_flag_about_adapters_never_does_nothing_in_silence(flag: str, value: str) -> None:
+    with pytest.raises(ConfigInvalid, match=f"^{flag} needs --enable-lora$"):
+        read(flag, value)
+
+
+def test_an_environment_that_configures_resolvers_does_not_stop_a_server_without_lora() -> None:
+    assert read(LORAMUX_FILESYSTEM_ROOT="/a").plugins.resolver_names is None
+
+
+def test_a_flag_that_is_repeated_adds_to_what_it_gave_before() -> None:
+    config = read(
+        "--enable-lora",
+        *("--lora-modules", "a=/a", "--lora-modules", "b=/b", "c=/c"),
+        *("--api-key", "one", "--api-key", "two"),
+        *("--served-model-name", "x", "--served-model-name", "y"),
+    )
+
+    assert [module.name for module in config.lora_modules] == ["a", "b", "c"]
+    assert config.api_keys == ("one", "two")
+    assert config.engine.served_model_name == ("x", "y")
 
 
 def test_a_switch_that_is_neither_on_nor_off_is_refused(

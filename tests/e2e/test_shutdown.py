@@ -84,10 +84,11 @@ def test_the_second_signal_ends_the_process_at_once(served: Served, endless_llam
 
 def test_an_invalid_static_adapter_keeps_the_server_from_starting(endless_llama: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
+    (tmp_path / "adapter_config.json").write_text("{}")
     arguments = (str(endless_llama), "--enable-lora", "--lora-modules", f"sql={tmp_path}")
 
     with pytest.raises(AssertionError), serving(*arguments, "--kv-cache-memory-bytes", "8MiB", log=log):
         pytest.fail("it started")
 
     last = log.read_text().splitlines()[-1]
-    assert last.startswith("loramux serve: failed: adapter 'sql': ")
+    assert last.startswith(f"loramux serve: error: --lora-modules sql={tmp_path}: ")

@@ -32,13 +32,27 @@ ENGINE_OPTIONS = (
     "base_match",
 )
 
+_LORA_OPTIONS = (
+    "lora_modules",
+    "lora_resolvers",
+    "resolver_option",
+    "config",
+    "allowed_lora_roots",
+    "max_loras",
+    "max_lora_rank",
+    "max_cpu_loras",
+    "base_match",
+)
+
 _UPDATING = "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING"
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare everything `loramux serve` takes; a flag that is not given leaves the config's own default."""
     parser.add_argument("model", metavar="MODEL", help="a safetensors folder, a .gguf file or a Hub id")
-    parser.add_argument("--served-model-name", nargs="+", metavar="NAME", help="names of the base model (the path)")
+    parser.add_argument(
+        "--served-model-name", nargs="+", action="extend", metavar="NAME", help="names of the base model (the path)"
+    )
     _add_address(parser.add_argument_group("address and access"))
     _add_adapters(parser.add_argument_group("adapters"))
     add_resolver_arguments(parser)
@@ -57,6 +71,7 @@ def add_resolver_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServerConfig:
     """Bring arguments and environment together; raises ConfigInvalid."""
+    _refuse_without_lora(arguments)
     given = {name: value for name in ENGINE_OPTIONS if (value := getattr(arguments, name)) is not None}
     engine = EngineArgs(model=arguments.model, served_model_name=tuple(arguments.served_model_name or ()), **given)
     key_of_environment = environment.get("LORAMUX_API_KEY")
@@ -83,10 +98,21 @@ def read_plugin_config(arguments: argparse.Namespace, environment: Mapping[str, 
     return PluginConfig(names, options)
 
 
+def _refuse_without_lora(arguments: argparse.Namespace) -> None:
+    """Let no flag about adapters do nothing in silence."""
+    if arguments.enable_lora:
+        return
+    for name in _LORA_OPTIONS:
+        if getattr(arguments, name) not in (None, []):
+            raise ConfigInvalid(f"--{name.replace('_', '-')} needs --enable-lora")
+
+
 def _add_address(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     group.add_argument("--port", type=int, default=8000, help="port to listen on; 0 = any free one (%(default)s)")
-    group.add_argument("--api-key", nargs="+", metavar="KEY", help="keys that let clients in (LORAMUX_API_KEY)")
+    group.add_argument(
+        "--api-key", nargs="+", action="extend", metavar="KEY", help="keys that let clients in (LORAMUX_API_KEY)"
+    )
 
 
 def _add_adapters(group: argparse._ArgumentGroup) -> None:
@@ -94,6 +120,7 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lora-modules",
         nargs="+",
+        action="extend",
         default=[],
         metavar="MODULE",
         help='adapters served from the start: name=path or {"name": …, "path": …, "base_model_name": …}',

@@ -48,7 +48,6 @@ class ServerConfig:
             raise ConfigInvalid("--api-key must not be empty")
         self._check_exposure()
         self._check_names()
-        self._check_lora_is_on()
 
     @property
     def is_public(self) -> bool:
@@ -77,19 +76,6 @@ class ServerConfig:
         for module in self.lora_modules:
             if not is_adapter_name(module.name):
                 raise ConfigInvalid(f"--lora-modules: {module.name!r} is no name for an adapter: {ADAPTER_NAME_RULE}")
-
-    def _check_lora_is_on(self) -> None:
-        if self.engine.enable_lora:
-            return
-        asked_for = {
-            "--lora-modules": bool(self.lora_modules),
-            "--lora-resolvers": self.plugins.resolver_names is not None,
-            "--resolver-option": bool(self.plugins.options.flags),
-            "--allowed-lora-roots": self.allowed_lora_roots is not None,
-        }
-        for flag, is_given in asked_for.items():
-            if is_given:
-                raise ConfigInvalid(f"{flag} needs --enable-lora")
 
 
 def _is_loopback(host: str) -> bool:

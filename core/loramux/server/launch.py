@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -17,13 +17,14 @@ from aiohttp import web
 from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.engine.async_llm_engine import AsyncLLMEngine
-from loramux.errors import ConfigInvalid
+from loramux.errors import AdapterInvalid, ConfigInvalid
 from loramux.lora.plugin_manager import PluginManager
 from loramux.lora.request import LoRARequest
 from loramux.server.app import build_app, make_runner
 from loramux.server.auth import ApiKeys
-from loramux.server.config import ServerConfig
+from loramux.server.config import LoRAModule, ServerConfig
 from loramux.server.loading import show_loading
+from loramux.server.lora_modules import refused_module
 from loramux.server.screen import StartScreen, show_start
 from loramux.server.state import Server
 
@@ -31,6 +32,8 @@ GRACE_SECONDS = 5.0
 """How long requests may go on after the first signal; then they are told that the server stops."""
 
 FAREWELL_SECONDS = 2.0
+
+BACKLOG = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +67,13 @@ async def _run(
 ) -> None:
     async with _registry(config, engine, plugins) as registry:
         relay.connect(registry)
-        for module in config.lora_modules:
-            await registry.add(module.name, module.path, base_model_name=module.base_model_name, origin="static")
+        await _load_modules(config.lora_modules, registry)
         server = _server(config, engine, registry)
         runner = make_runner(build_app(server))
         await runner.setup()
         try:
             stopping = _stop_on_signal()
-            site = web.SockSite(runner, listener, backlog=1024)
+            site = web.SockSite(runner, listener, backlog=BACKLOG)
             await site.start()
             statuses = () if plugins is None else tuple(plugins.report())
             show_start(StartScreen(engine.summary, config, statuses, url_of(config.host, listener)))
@@ -85,6 +87,14 @@ async def _run(
             await server.in_flight.drain(grace_seconds=GRACE_SECONDS, farewell_seconds=FAREWELL_SECONDS)
         finally:
             await runner.cleanup()
+
+
+async def _load_modules(modules: Sequence[LoRAModule], registry: AdapterRegistry) -> None:
+    for module in modules:
+        try:
+            await registry.add(module.name, module.path, base_model_name=module.base_model_name, origin="static")
+        except AdapterInvalid as exc:
+            raise refused_module(module, exc.reason) from exc
 
 
 @asynccontextmanager
@@ -155,7 +165,10 @@ def _stop_on_signal() -> asyncio.Event:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address without answering on it yet; raises ConfigInvalid when it cannot be had."""
+    """Take the address; raises ConfigInvalid when it cannot be had.
+
+    It listens at once: two servers can bind one port, but not listen on it. Clients that come early wait their turn.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -166,6 +179,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as exc:
         listener.close()
         raise _cannot_listen(host, port, exc) from exc

@@ -1,10 +1,12 @@
-"""The two ways to write one `--lora-modules` item: name=path, or a JSON object."""
+"""`--lora-modules`: the two ways to write an item, name=path or a JSON object, and the folders that items name."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
+from loramux.adapters.adapter_files import CONFIG_NAME
 from loramux.errors import ConfigInvalid
 from loramux.server.config import LoRAModule
 
@@ -14,6 +16,24 @@ _FIELDS = ("name", "path", "base_model_name")
 def parse_lora_modules(items: Sequence[str]) -> list[LoRAModule]:
     """Read the items in their order, either form, mixed; empty ones are skipped. Raises ConfigInvalid."""
     return [_parse_pair(item) if _is_pair(item) else _parse_json(item) for item in items if item]
+
+
+def refuse_missing_folders(modules: Sequence[LoRAModule]) -> None:
+    """Find before the model is loaded what cannot be an adapter at all; raises ConfigInvalid."""
+    for module in modules:
+        try:
+            folder = Path(module.path).expanduser()
+            if not folder.is_dir():
+                raise refused_module(module, "there is no such folder")
+            if not (folder / CONFIG_NAME).is_file():
+                raise refused_module(module, f"the folder has no {CONFIG_NAME}")
+        except (OSError, ValueError, RuntimeError) as exc:  # too long, a NUL, not permitted, an unknown home
+            raise refused_module(module, f"the folder cannot be read: {exc}") from exc
+
+
+def refused_module(module: LoRAModule, reason: str) -> ConfigInvalid:
+    """Say why the server cannot start with this module, in the words of the command line."""
+    return ConfigInvalid(f"--lora-modules {module.name}={module.path}: {reason}")
 
 
 def _is_pair(item: str) -> bool:
@@ -31,7 +51,9 @@ def _parse_json(item: str) -> LoRAModule:
     try:
         value = json.loads(item)
     except ValueError as exc:
-        raise ConfigInvalid(f"Invalid JSON format for --lora-modules: {item}") from exc
+        raise ConfigInvalid(
+            f"Invalid JSON format for --lora-modules: {item}; write name=path or a JSON object"
+        ) from exc
     is_complete = isinstance(value, dict) and {"name", "path"} <= set(value) <= set(_FIELDS)
     if not is_complete or not all(isinstance(value[key], str) and value[key] for key in ("name", "path")):
         raise ConfigInvalid(

@@ -6,13 +6,11 @@ import pytest
 
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
-from loramux.lora.plugin_manager import PluginConfig
-from loramux.lora.resolver_options import ResolverOptions
 from loramux.server.config import LoRAModule, ServerConfig
 
 
-def config(*, enable_lora: bool = True, **settings: object) -> ServerConfig:
-    return ServerConfig(engine=EngineArgs(model="llama", enable_lora=enable_lora), **settings)
+def config(**settings: object) -> ServerConfig:
+    return ServerConfig(engine=EngineArgs(model="llama", enable_lora=True), **settings)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -50,26 +48,6 @@ def test_an_empty_key_is_no_key() -> None:
 def test_every_model_needs_its_own_name(names: tuple[str, ...]) -> None:
     with pytest.raises(ConfigInvalid, match=f"{names[0]!r} is given 2 times"):
         config(lora_modules=tuple(LoRAModule(name, "/a") for name in names))
-
-
-@pytest.mark.parametrize(
-    ("flag", "settings"),
-    [
-        ("--lora-modules", {"lora_modules": (LoRAModule("sql", "/a"),)}),
-        ("--lora-resolvers", {"plugins": PluginConfig(("filesystem",))}),
-        ("--resolver-option", {"plugins": PluginConfig(None, ResolverOptions(flags={"filesystem": {"root": "/a"}}))}),
-        ("--allowed-lora-roots", {"allowed_lora_roots": (Path("/a"),)}),
-    ],
-)
-def test_adapters_are_not_served_by_accident(flag: str, settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigInvalid, match=f"^{flag} needs --enable-lora$"):
-        config(enable_lora=False, **settings)
-
-
-def test_an_environment_that_configures_resolvers_does_not_stop_a_server_without_lora() -> None:
-    environment = {"LORAMUX_FILESYSTEM_ROOT": "/a"}
-
-    config(enable_lora=False, plugins=PluginConfig(None, ResolverOptions(environment=environment)))
 
 
 @pytest.mark.parametrize("name", ["a b", "../sql", "x" * 256])

@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from loramux.errors import ConfigInvalid
+from loramux.errors import AdapterInvalid, ConfigInvalid
 from loramux.lora.request import LoRARequest
-from loramux.server.launch import EvictionRelay, bind, url_of
+from loramux.server.config import LoRAModule
+from loramux.server.launch import EvictionRelay, _load_modules, bind, url_of
 
 
 def test_port_zero_takes_a_free_port_and_the_address_names_it() -> None:
@@ -26,6 +27,27 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded() -> None:
 
         with pytest.raises(ConfigInvalid, match=rf"cannot listen on --host 127.0.0.1 --port {port}: "):
             bind("127.0.0.1", port)
+
+
+def test_of_two_servers_on_one_port_the_second_fails_before_either_is_ready() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+
+        with pytest.raises(ConfigInvalid, match=rf"cannot listen on --host 127.0.0.1 --port {port}: "):
+            bind("127.0.0.1", port)
+
+
+def test_a_client_that_comes_early_waits_instead_of_being_refused() -> None:
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=1):
+        accepted, _ = listener.accept()
+        accepted.close()
+
+
+async def test_a_static_adapter_that_cannot_be_served_is_named_as_it_was_given(registry, engine) -> None:
+    engine.refusals["sql"] = AdapterInvalid("sql", "it is broken.")
+
+    with pytest.raises(ConfigInvalid, match=r"^--lora-modules sql=/a: it is broken\.$"):
+        await _load_modules([LoRAModule("sql", "/a")], registry)
 
 
 def test_a_host_that_is_no_address_of_this_machine_is_refused() -> None:

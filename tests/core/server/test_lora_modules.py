@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from loramux.errors import ConfigInvalid
 from loramux.server.config import LoRAModule
-from loramux.server.lora_modules import parse_lora_modules
+from loramux.server.lora_modules import parse_lora_modules, refuse_missing_folders
 
 
 def test_both_forms_can_be_mixed_and_empty_items_are_skipped() -> None:
@@ -20,12 +22,13 @@ def test_a_path_may_hold_an_equals_sign() -> None:
     assert parse_lora_modules(["sql=/a=b"]) == [LoRAModule("sql", "/a=b")]
 
 
-@pytest.mark.parametrize("item", ["sql", "sql=/a,json=/b", "{", '{"name": "sql", "path": "/a",}'])
+@pytest.mark.parametrize("item", ["sql", "sql=/a,json=/b", "sql=/a,x", "{", '{"name": "sql", "path": "/a",}'])
 def test_what_is_no_json_is_shown(item: str) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         parse_lora_modules([item])
 
-    assert str(caught.value) == f"Invalid JSON format for --lora-modules: {item}"
+    message = f"Invalid JSON format for --lora-modules: {item}; write name=path or a JSON object"
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,31 @@ def test_wrong_fields_are_shown(item: str) -> None:
 def test_half_a_pair_is_refused(item: str) -> None:
     with pytest.raises(ConfigInvalid, match="must look like name=path"):
         parse_lora_modules([item])
+
+
+def test_a_folder_with_a_config_is_good_enough_before_loading(adapter_folder: Path) -> None:
+    refuse_missing_folders([LoRAModule("sql", str(adapter_folder))])
+
+
+def test_a_folder_in_the_home_is_found(adapter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(adapter_folder.parent))
+
+    refuse_missing_folders([LoRAModule("sql", "~/sql")])
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nope", "there is no such folder"),
+        ("roots", "the folder has no adapter_config.json"),
+        ("roots/sql/adapter_config.json", "there is no such folder"),
+        ("x" * 300, "the folder cannot be read: "),
+    ],
+)
+def test_what_cannot_be_an_adapter_is_named_as_it_was_given(adapter_folder: Path, path: str, reason: str) -> None:
+    module = LoRAModule("sql", str(adapter_folder.parent.parent / path))
+
+    with pytest.raises(ConfigInvalid) as caught:
+        refuse_missing_folders([module])
+
+    assert str(caught.value).startswith(f"--lora-modules sql={module.path}: {reason}")
