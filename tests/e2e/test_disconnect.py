@@ -16,6 +16,7 @@ from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.server.app import build_app, make_runner
 from loramux.server.state import Server
+from loramux.server.vocabulary import Vocabulary
 
 HELD = ("used_blocks", "leases", "running", "waiting")
 SECONDS = 20.0
@@ -43,6 +44,7 @@ async def url(engine: AsyncLLMEngine, tiny_llama: Path, make_adapter: Callable[.
     server = Server(
         engine=engine,
         tokenizer=engine.tokenizer,
+        vocabulary=Vocabulary(engine.tokenizer.token_text),
         registry=registry,
         base_model_names=("tiny",),
         model_root=str(tiny_llama),

@@ -13,6 +13,7 @@ from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.server.auth import principal_of
 from loramux.server.body import read_body
 from loramux.server.generation import Job, collect, growing_answers
+from loramux.server.json_body import respond
 from loramux.server.models import choose_model
 from loramux.server.pieces import AnswerCursor, Piece, chat_logprobs, prompt_logprobs, usage
 from loramux.server.prompts import chat_prompt, check_fits
@@ -31,7 +32,8 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     async with server.in_flight.admit():
         chat = await _prepare(server, body, request)
         if not body.stream:
-            return web.json_response(chat.whole(await collect(server.engine, chat.job)))
+            outputs = await collect(server.engine, chat.job)
+            return await respond(lambda: chat.whole(outputs), outputs)
     return await stream_events(request, _events(chat), server.in_flight)
 
 
@@ -62,7 +64,7 @@ class _Chat:
         return {
             **self._envelope("chat.completion", [self._choice(answer) for answer in output.outputs]),
             "usage": usage(outputs),
-            "prompt_logprobs": prompt_logprobs(output),
+            "prompt_logprobs": prompt_logprobs(output, self.server.vocabulary),
         }
 
     def chunk(self, choices: Sequence[Json]) -> Json:
@@ -72,9 +74,7 @@ class _Chat:
     def logprobs(self, piece: Piece) -> Json | None:
         """Give the log-probabilities of some tokens, when they were asked for."""
         num_top = self.body.num_logprobs
-        return (
-            None if num_top is None else chat_logprobs(piece, num_top=num_top, text_of=self.server.tokenizer.token_text)
-        )
+        return None if num_top is None else chat_logprobs(piece, num_top=num_top, vocabulary=self.server.vocabulary)
 
     def _choice(self, answer: CompletionOutput) -> Json:
         return {

@@ -15,8 +15,9 @@ from loramux.sampling_params import SamplingParams
 from loramux.server.auth import principal_of
 from loramux.server.body import read_body
 from loramux.server.generation import Job, collect, growing_answers
+from loramux.server.json_body import respond
 from loramux.server.models import choose_model
-from loramux.server.pieces import AnswerCursor, Piece, completion_logprobs, prompt_logprobs, usage
+from loramux.server.pieces import AnswerCursor, Piece, completion_logprobs, num_characters, prompt_logprobs, usage
 from loramux.server.prompts import Prompt, check_fits, completion_prompts, parse_prompts
 from loramux.server.protocol import DEFAULT_COMPLETION_TOKENS, MAX_CHOICES, CompletionRequest
 from loramux.server.request_id import request_id_of
@@ -31,7 +32,8 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     async with server.in_flight.admit():
         completion = await _prepare(server, body, request)
         if not body.stream:
-            return web.json_response(completion.whole(await collect(server.engine, completion.job)))
+            outputs = await collect(server.engine, completion.job)
+            return await respond(lambda: completion.whole(outputs), outputs)
     return await stream_events(request, _events(completion), server.in_flight)
 
 
@@ -84,12 +86,16 @@ class _Completion:
         choices = [
             {
                 **_ChoiceWriter(self, prompt_index, answer.index).choice(output, answer),
-                "prompt_logprobs": prompt_logprobs(output) if self.body.prompt_logprobs is not None else None,
+                "prompt_logprobs": self._prompt_logprobs(output) if answer.index == 0 else None,
             }
             for prompt_index, output in enumerate(outputs)
             for answer in output.outputs
         ]
         return {**self.envelope(choices), "usage": self.usage(outputs)}
+
+    def _prompt_logprobs(self, output: RequestOutput) -> object:
+        """All answers to a prompt share them, so they are sent with the first."""
+        return None if self.body.prompt_logprobs is None else prompt_logprobs(output, self.server.vocabulary)
 
     def envelope(self, choices: Sequence[object]) -> dict[str, object]:
         """What a response and every chunk of a stream share."""
@@ -142,9 +148,9 @@ class _ChoiceWriter:
         num_top = self._completion.body.logprobs
         if num_top is None:
             return None
-        text_of = self._completion.server.tokenizer.token_text
-        logprobs = completion_logprobs(piece, num_top=num_top, offset=self._offset, text_of=text_of)
-        self._offset += sum(len(str(token)) for token in logprobs["tokens"])
+        vocabulary = self._completion.server.vocabulary
+        logprobs = completion_logprobs(piece, num_top=num_top, offset=self._offset, vocabulary=vocabulary)
+        self._offset += num_characters(piece, vocabulary)
         return logprobs
 
 

@@ -27,6 +27,7 @@ from loramux.server.loading import show_loading
 from loramux.server.lora_modules import refused_module
 from loramux.server.screen import StartScreen, show_start
 from loramux.server.state import Server
+from loramux.server.vocabulary import Vocabulary, token_bytes
 
 GRACE_SECONDS = 5.0
 """How long requests may go on after the first signal; then they are told that the server stops."""
@@ -120,6 +121,7 @@ def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegis
     return Server(
         engine=engine,
         tokenizer=engine.tokenizer,
+        vocabulary=Vocabulary(engine.tokenizer.token_text, token_bytes(engine.tokenizer.backend)),
         registry=registry,
         base_model_names=config.engine.base_model_names,
         model_root=config.engine.model,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loramux.outputs import CompletionOutput, Logprob, RequestOutput
+from loramux.server.vocabulary import ShownToken, Vocabulary
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 TokenLogprobs = Mapping[int, Logprob] | None
-TextOf = Callable[[int], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +44,38 @@ class AnswerCursor:
         return Piece(answer.text[characters:], answer.token_ids[tokens:], (answer.logprobs or [])[tokens:])
 
 
-def completion_logprobs(piece: Piece, *, num_top: int, offset: int, text_of: TextOf) -> dict[str, list[object]]:
+def completion_logprobs(piece: Piece, *, num_top: int, offset: int, vocabulary: Vocabulary) -> dict[str, list[object]]:
     """Four parallel lists, the shape of /v1/completions; `offset` is where the piece starts in its choice's text."""
     shape: dict[str, list[object]] = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
     for token_id, entry in zip(piece.token_ids, piece.logprobs, strict=True):
-        token = _token_text(token_id, entry, text_of)
+        token = _shown(token_id, entry, vocabulary)
         shape["text_offset"].append(offset)
-        shape["tokens"].append(token)
+        shape["tokens"].append(token.text)
         shape["token_logprobs"].append(None if entry is None else _number(entry[token_id]))
-        shape["top_logprobs"].append(None if entry is None else _by_text(entry, token_id, num_top, text_of))
-        offset += len(token)
+        shape["top_logprobs"].append(None if entry is None else _by_text(entry, token_id, num_top, vocabulary))
+        offset += token.num_characters
     return shape
 
 
-def chat_logprobs(piece: Piece, *, num_top: int, text_of: TextOf) -> dict[str, object]:
+def num_characters(piece: Piece, vocabulary: Vocabulary) -> int:
+    """How far the tokens of a piece bring the `offset` of `completion_logprobs`."""
+    return sum(
+        _shown(token_id, entry, vocabulary).num_characters
+        for token_id, entry in zip(piece.token_ids, piece.logprobs, strict=True)
+    )
+
+
+def chat_logprobs(piece: Piece, *, num_top: int, vocabulary: Vocabulary) -> dict[str, object]:
     """One object per token, the shape of /v1/chat/completions."""
     content = []
     for token_id, entry in zip(piece.token_ids, piece.logprobs, strict=True):
         if entry is not None:
-            top = [_chat_token(other, entry, text_of) for other in _most_likely(entry, num_top)]
-            content.append({**_chat_token(token_id, entry, text_of), "top_logprobs": top})
+            top = [_chat_token(other, entry, vocabulary) for other in _most_likely(entry, num_top)]
+            content.append({**_chat_token(token_id, entry, vocabulary), "top_logprobs": top})
     return {"content": content}
 
 
-def prompt_logprobs(output: RequestOutput) -> list[dict[str, object] | None] | None:
+def prompt_logprobs(output: RequestOutput, vocabulary: Vocabulary) -> list[dict[str, object] | None] | None:
     """What the model thought of each prompt token; None for the first, or when nobody asked."""
     if output.prompt_logprobs is None:
         return None
@@ -75,7 +83,11 @@ def prompt_logprobs(output: RequestOutput) -> list[dict[str, object] | None] | N
         None
         if entry is None
         else {
-            str(token_id): {"logprob": _number(item), "rank": item.rank, "decoded_token": item.decoded_token}
+            str(token_id): {
+                "logprob": _number(item),
+                "rank": item.rank,
+                "decoded_token": _shown(token_id, entry, vocabulary).text,
+            }
             for token_id, item in entry.items()
         }
         for entry in output.prompt_logprobs
@@ -95,24 +107,26 @@ def usage(outputs: Iterable[RequestOutput], *, num_uncounted: int = 0) -> dict[s
     }
 
 
-def _by_text(entry: Mapping[int, Logprob], token_id: int, num_top: int, text_of: TextOf) -> dict[str, float]:
-    chosen = [other for other in _most_likely(entry, num_top) if other != token_id]
-    return {_token_text(other, entry, text_of): _number(entry[other]) for other in (token_id, *chosen)}
+def _by_text(entry: Mapping[int, Logprob], token_id: int, num_top: int, vocabulary: Vocabulary) -> dict[str, float]:
+    by_text: dict[str, float] = {}
+    for other in (token_id, *_most_likely(entry, num_top)):  # the chosen one first: it keeps a text that others share
+        by_text.setdefault(_shown(other, entry, vocabulary).text, _number(entry[other]))
+    return by_text
 
 
 def _most_likely(entry: Mapping[int, Logprob], num_top: int) -> list[int]:
     return sorted(entry, key=lambda token_id: entry[token_id].rank or 0)[:num_top]
 
 
-def _chat_token(token_id: int, entry: Mapping[int, Logprob], text_of: TextOf) -> dict[str, object]:
-    token = _token_text(token_id, entry, text_of)
-    return {"token": token, "logprob": _number(entry[token_id]), "bytes": list(token.encode("utf-8"))}
+def _chat_token(token_id: int, entry: Mapping[int, Logprob], vocabulary: Vocabulary) -> dict[str, object]:
+    token = _shown(token_id, entry, vocabulary)
+    raw = None if token.raw is None else list(token.raw)
+    return {"token": token.text, "logprob": _number(entry[token_id]), "bytes": raw}
 
 
-def _token_text(token_id: int, entry: TokenLogprobs, text_of: TextOf) -> str:
-    decoded = None if entry is None else entry[token_id].decoded_token
-    return text_of(token_id) if decoded is None else decoded
+def _shown(token_id: int, entry: TokenLogprobs, vocabulary: Vocabulary) -> ShownToken:
+    return vocabulary.show(token_id, None if entry is None else entry[token_id].decoded_token)
 
 
 def _number(logprob: Logprob) -> float:
-    return max(logprob.logprob, LOWEST_LOGPROB)
+    return max(LOWEST_LOGPROB, logprob.logprob)  # in this order NaN becomes the lowest, too

@@ -13,6 +13,7 @@ from loramux.adapters.registry import AdapterRegistry
 from loramux.server.auth import ApiKeys
 from loramux.server.generation import Engine
 from loramux.server.in_flight import InFlight
+from loramux.server.vocabulary import Vocabulary
 
 
 class Tokenizer(Protocol):
@@ -24,10 +25,6 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Tokens to text."""
-        ...
-
-    def token_text(self, token_id: int) -> str:
-        """What one token adds to a text."""
         ...
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> list[int]:
@@ -44,6 +41,7 @@ class Server:
 
     engine: Engine
     tokenizer: Tokenizer
+    vocabulary: Vocabulary
     registry: AdapterRegistry
     base_model_names: tuple[str, ...]
     model_root: str

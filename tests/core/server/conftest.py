@@ -21,6 +21,7 @@ from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
 from loramux.server.app import build_app, make_runner
 from loramux.server.state import Server
+from loramux.server.vocabulary import Vocabulary
 
 
 class FoundResolver(LoRAResolver):
@@ -106,6 +107,7 @@ async def start(engine: FakeEngine, registry: AdapterRegistry) -> AsyncIterator[
         server = Server(
             engine=engine,
             tokenizer=ByteTokenizer(),
+            vocabulary=Vocabulary(ByteTokenizer().token_text),
             registry=registry,
             base_model_names=("llama", "base"),
             model_root="org/llama",

@@ -124,6 +124,13 @@ async def test_prompt_logprobs_are_given_by_token_id(client) -> None:
     ]
 
 
+async def test_the_answers_to_one_prompt_share_its_logprobs(client) -> None:
+    reply = await client.complete(prompt=["a", "b"], n=2, prompt_logprobs=0, max_tokens=1)
+
+    given = [choice["prompt_logprobs"] for choice in reply.json["choices"]]
+    assert [part and list(part[1]) for part in given] == [["97"], None, ["98"], None]
+
+
 @pytest.mark.parametrize("fields", [{}, {"n": 2}, {"prompt": ["a", "b"]}, {"echo": True}, {"logprobs": 1}])
 async def test_a_stream_says_in_pieces_what_the_whole_answer_says(client, fields: dict[str, object]) -> None:
     whole = (await client.complete(**fields)).json["choices"]
