@@ -211,6 +211,15 @@ def test_plugins_are_listed_as_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert str(tmp_path) in statuses["filesystem"]["looks_in"]
 
 
+def test_plugins_that_would_keep_a_server_from_starting_fail_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["plugins", "--lora-resolvers", "nope"])
+
+    captured = capsys.readouterr()
+    assert status == 2
+    assert "filesystem" in captured.out
+    assert captured.err.startswith("loramux plugins: error: --lora-resolvers asks for 'nope', but: it is not installed")
+
+
 def test_plugins_are_listed_as_a_table_that_says_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plugins"])
 

@@ -77,10 +77,17 @@ class PluginManager:
     def start(cls, config: PluginConfig, entry_points: Iterable[metadata.EntryPoint] | None = None) -> PluginManager:
         """Load everything for a server; raises ConfigInvalid for what must keep it from starting."""
         manager = cls(config, entry_points)
-        if manager._obstacles:
+        try:
+            manager.check()
+        except LoramuxError:
             manager.close()
-            raise manager._obstacles[0]
+            raise
         return manager
+
+    def check(self) -> None:
+        """Raise ConfigInvalid, the first one found, if anything must keep a server from starting."""
+        if self._obstacles:
+            raise self._obstacles[0]
 
     @property
     def resolvers(self) -> tuple[ActiveResolver, ...]:

@@ -66,6 +66,9 @@ def _read_file(path: Path) -> dict[str, dict[str, str]]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigInvalid(f"--config {path}: {exc}") from exc
+    unknown = sorted(set(document) - {"resolvers"})
+    if unknown:
+        raise ConfigInvalid(f"--config {path}: unknown {', '.join(unknown)}; only [resolvers.NAME] tables are accepted")
     tables = document.get("resolvers", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise ConfigInvalid(f"--config {path}: write resolver options as [resolvers.NAME] tables")

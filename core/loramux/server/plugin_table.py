@@ -15,12 +15,16 @@ _WIDTH_OF_A_FILE = 200
 
 
 def show_plugins(config: PluginConfig, *, as_json: bool) -> None:
-    """Print the plugins to standard output."""
+    """Print the plugins to standard output, then raise ConfigInvalid if they would keep a server from starting."""
     manager = PluginManager(config)
     try:
-        statuses = manager.report()
+        _print(manager.report(), as_json=as_json)
+        manager.check()
     finally:
         manager.close()
+
+
+def _print(statuses: list[PluginStatus], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps([asdict(status) for status in statuses], indent=2) + "\n")
         return

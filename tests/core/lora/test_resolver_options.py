@@ -49,8 +49,8 @@ def test_file_values_reach_the_resolver_as_text(tmp_path: Path) -> None:
     assert options.of("hub", {"hub"}) == {"allow": "a/*,b", "retries": "2", "path_style": "true"}
 
 
-def test_other_tables_of_the_file_are_left_alone(tmp_path: Path) -> None:
-    assert ResolverOptions.gather(environment={}, config_file=write(tmp_path, "[server]\nport = 1\n")).file == {}
+def test_a_file_may_set_nothing(tmp_path: Path) -> None:
+    assert ResolverOptions.gather(environment={}, config_file=write(tmp_path, "# nothing yet\n")).file == {}
 
 
 @pytest.mark.parametrize("flag", ["root=/srv", "filesystem.root", "filesystem.=x", ".root=x"])
@@ -66,6 +66,8 @@ def test_a_malformed_flag_is_shown_with_the_right_form(flag: str) -> None:
         ("[resolvers]\ns3 = 1", r"write resolver options as \[resolvers\.NAME\] tables"),
         ("[resolvers.s3]\nurl = { a = 1 }", r"resolvers\.s3\.url must be text, .*got dict"),
         ("[resolvers", r"server\.toml"),
+        ("[resolver.s3]\nurl = 1\n", r"unknown resolver; only \[resolvers\.NAME\] tables are accepted"),
+        ("port = 1\n[server]\n[resolvers]\n", "unknown port, server; only"),
     ],
 )
 def test_a_wrong_file_is_refused_by_place(tmp_path: Path, text: str, message: str) -> None:
