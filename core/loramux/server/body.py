@@ -10,12 +10,15 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from loramux.errors import RequestInvalid
-from loramux.server.errors import Refused, shown
+from loramux.server.errors import LONGEST_SHOWN_VALUE, Refused, shown
 
 BODY_TIMEOUT_SECONDS = 15
 DEEPEST_JSON = 32
 
 _ABOVE_MAXIMUM = frozenset({"less_than", "less_than_equal", "too_long", "string_too_long"})
+
+_TELLING = frozenset({"too_long", "too_short"})
+"""Errors whose message says by itself what was there."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -58,19 +61,52 @@ def _checked(value: dict[str, object], schema: type[Body]) -> Body:
     try:
         return schema.model_validate(value)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
-        raise _refusal(first["type"], first["msg"], param) from exc
+        raise _refusal(exc, value) from exc
 
 
-def _refusal(kind: str, message: str, param: str | None) -> RequestInvalid:
-    param = None if param is None else shown(param)
+def _refusal(invalid: ValidationError, body: dict[str, object]) -> RequestInvalid:
+    """Answer with the first error; where a field may be one of several things, with what looked furthest into it."""
+    errors = invalid.errors(include_url=False, include_context=False)
+    of_field = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+    paths = [_path(error["loc"], body, is_missing=error["type"] == "missing") for error in of_field]
+    path = max(paths, key=len)
+    there = [error for error, other in zip(of_field, paths, strict=True) if other == path]
+    of_right_type = [error for error in there if not error["type"].endswith("_type")]
+    error, *others = of_right_type[:1] or there
+    param = shown(".".join(path)) or None
     name = param or "body"
-    if kind == "missing":
+    if error["type"] == "missing":
         return RequestInvalid(f"Missing required parameter: '{name}'.", param=param, code="missing_required_parameter")
-    code = "value_above_maximum" if kind in _ABOVE_MAXIMUM else "invalid_value"
-    message = message.removeprefix("Value error, ")
-    return RequestInvalid(f"Invalid value for '{name}': {message}.", param=param, code=code)
+    code = "value_above_maximum" if error["type"] in _ABOVE_MAXIMUM else "invalid_value"
+    message = " or ".join([error["msg"], *(other["msg"].removeprefix("Input should be ") for other in others)])
+    got = "" if error["type"] in _TELLING else f", got {_named(error['input'])}"
+    return RequestInvalid(f"Invalid value for '{name}': {message}{got}.", param=param, code=code)
+
+
+def _path(location: tuple[int | str, ...], body: dict[str, object], *, is_missing: bool) -> tuple[str, ...]:
+    """Leave out of pydantic's location what is not in the body: the names of the types that a union tried."""
+    path: list[str] = []
+    current: object = body
+    for position, part in enumerate(location):
+        is_index = isinstance(current, list) and isinstance(part, int)
+        if is_index or (isinstance(current, dict) and part in current):
+            current = current[part]  # type: ignore[index]  # one of the two, as just asked
+        elif not (is_missing and position == len(location) - 1):
+            continue
+        path.append(str(part))
+    return tuple(path)
+
+
+def _named(value: object) -> str:
+    match value:
+        case dict():
+            return "an object"
+        case list():
+            return f"a list of {len(value)}"
+        case str():
+            return shown(json.dumps(value[: LONGEST_SHOWN_VALUE + 1], ensure_ascii=False))
+        case _:
+            return shown(json.dumps(value))
 
 
 def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

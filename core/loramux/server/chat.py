@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from loramux.errors import RequestInvalid
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.server.auth import principal_of
 from loramux.server.body import read_body
+from loramux.server.errors import Refused
 from loramux.server.generation import Job, collect, growing_answers
 from loramux.server.json_body import respond
 from loramux.server.models import choose_model
@@ -21,6 +23,9 @@ from loramux.server.protocol import ChatCompletionRequest
 from loramux.server.request_id import request_id_of
 from loramux.server.state import SERVER, Server
 from loramux.server.streaming import Event, stream_events
+
+NO_CHAT_TEMPLATE = "no_chat_template"
+"""The tokenizer's own advice, to give a template, is for callers in Python."""
 
 Json = dict[str, object]
 
@@ -42,7 +47,13 @@ async def _prepare(server: Server, body: ChatCompletionRequest, request: web.Req
         max_tokens=body.answer_tokens, logprobs=body.num_logprobs, prompt_logprobs=body.prompt_logprobs
     )
     model = await choose_model(server, body.model, principal_of(request))
-    prompt = await chat_prompt(server, body)
+    try:
+        prompt = await chat_prompt(server, body)
+    except RequestInvalid as exc:
+        if exc.code != NO_CHAT_TEMPLATE:
+            raise
+        message = "This model has no chat template: write the prompt yourself and use /v1/completions."
+        raise Refused(NO_CHAT_TEMPLATE, message, param="messages") from exc
     check_fits([prompt], max_tokens=body.answer_tokens, max_model_len=server.max_model_len, param="messages")
     job = Job(request_id_of(request), [prompt.token_ids], sampling_params, model.lora_request)
     return _Chat(server, body, job, model.name, int(time.time()))

@@ -30,7 +30,13 @@ _UNSERVED: Mapping[str, tuple[object, ...]] = {
     "use_beam_search": (None, False),
     "suffix": (None, ""),
     "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None,),
+    "structured_outputs": (None, {}),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "logits_processors": (None, []),
+    "documents": (None, []),
     "tools": (None, []),
     "functions": (None, []),
     "continue_final_message": (None, False),
@@ -74,7 +80,7 @@ class GenerationRequest(BaseModel):
     max_tokens: int | None = None
     min_tokens: int | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None

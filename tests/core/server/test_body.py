@@ -81,13 +81,13 @@ async def test_a_body_that_does_not_arrive_is_given_up(client, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("fields", "param", "code", "message"),
     [
-        ({"n": "5"}, "n", "invalid_value", "Invalid value for 'n': Input should be a valid integer."),
-        ({"n": True}, "n", "invalid_value", "Invalid value for 'n': Input should be a valid integer."),
+        ({"n": "5"}, "n", "invalid_value", "Invalid value for 'n': Input should be a valid integer, got \"5\"."),
+        ({"n": True}, "n", "invalid_value", "Invalid value for 'n': Input should be a valid integer, got true."),
         (
             {"n": 99},
             "n",
             "value_above_maximum",
-            "Invalid value for 'n': Input should be less than or equal to 16.",
+            "Invalid value for 'n': Input should be less than or equal to 16, got 99.",
         ),
         (
             {"temperature": 3},
@@ -99,7 +99,31 @@ async def test_a_body_that_does_not_arrive_is_given_up(client, monkeypatch: pyte
             {"stream_options": {"include_usage": "yes"}, "stream": True},
             "stream_options.include_usage",
             "invalid_value",
-            "Invalid value for 'stream_options.include_usage': Input should be a valid boolean.",
+            "Invalid value for 'stream_options.include_usage': Input should be a valid boolean, got \"yes\".",
+        ),
+        (
+            {"stop": 5},
+            "stop",
+            "invalid_value",
+            "Invalid value for 'stop': Input should be a valid string or a valid list, got 5.",
+        ),
+        (
+            {"stop": ["a", {}]},
+            "stop.1",
+            "invalid_value",
+            "Invalid value for 'stop.1': Input should be a valid string, got an object.",
+        ),
+        (
+            {"stop": ["a"] * 17},
+            "stop",
+            "value_above_maximum",
+            "Invalid value for 'stop': List should have at most 16 items after validation, not 17.",
+        ),
+        (
+            {"user": ["x"] * 3},
+            "user",
+            "invalid_value",
+            "Invalid value for 'user': Input should be a valid string, got a list of 3.",
         ),
     ],
 )
@@ -110,6 +134,36 @@ async def test_a_bad_field_is_named_with_what_is_wrong(
 
     assert reply.status == 400
     assert reply.error == {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "message"),
+    [
+        (5, "messages.0.content", "Input should be a valid string or a valid list, got 5."),
+        ([{"type": "image_url"}], "messages.0.content.0.type", "Input should be 'text', got \"image_url\"."),
+        ("x", None, ""),
+    ],
+)
+async def test_a_place_in_a_message_is_named_as_the_client_wrote_it(
+    client, content: object, param: str | None, message: str
+) -> None:
+    reply = await client.chat(content)
+
+    error = reply.error if reply.status == 400 else {"param": None, "message": ""}
+    assert error["param"] == param
+    assert error["message"].endswith(message)
+
+
+async def test_a_long_value_is_shown_in_part(client) -> None:
+    reply = await client.complete(n="x" * 10_000)
+
+    assert len(reply.error["message"]) < 250
+
+
+async def test_a_part_of_a_message_that_is_missing_is_named(client) -> None:
+    reply = await client.chat([{"type": "text"}])
+
+    assert reply.error["message"] == "Missing required parameter: 'messages.0.content.0.text'."
 
 
 async def test_a_missing_field_is_named(client) -> None:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import pytest
+
+from fake_engine import ByteTokenizer
+from loramux.errors import RequestInvalid
+
 
 async def test_an_answer_has_the_shape_that_clients_know(client) -> None:
     reply = await client.chat(model="found/sql")
@@ -86,6 +91,21 @@ async def test_messages_that_the_template_refuses_are_the_clients_fault(client) 
     reply = await client.post("/v1/chat/completions", {"messages": messages})
 
     assert (reply.status, reply.error["param"]) == (400, "messages")
+
+
+async def test_without_a_chat_template_the_advice_is_one_that_a_client_can_follow(
+    client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> list[int]:
+        raise RequestInvalid("or give a chat_template", param="messages", code="no_chat_template")
+
+    monkeypatch.setattr(ByteTokenizer, "apply_chat_template", refuse)
+
+    reply = await client.chat()
+
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "no_chat_template", "messages")
+    assert "chat_template" not in reply.error["message"]
+    assert "/v1/completions" in reply.error["message"]
 
 
 async def test_a_chat_that_cannot_fit_is_refused(client) -> None:

@@ -69,6 +69,13 @@ def test_fields_that_nobody_knows_are_accepted() -> None:
         ("bad_words", ["x"]),
         ("truncate_prompt_tokens", 5),
         ("use_beam_search", True),
+        ("guided_json", {"type": "object"}),
+        ("guided_regex", "a+"),
+        ("guided_choice", ["yes", "no"]),
+        ("guided_grammar", "root ::= x"),
+        ("structured_outputs", {"choice": ["yes"]}),
+        ("logits_processors", ["x"]),
+        ("documents", [{"text": "x"}]),
     ],
 )
 def test_fields_that_would_change_the_answer_are_refused_by_name(name: str, value: object) -> None:
