@@ -1,7 +1,9 @@
 """AdapterFiles: the two files of an adapter folder, each opened once and judged on its own descriptor.
 
-Folders given by the operator follow symlinks (a Hub snapshot is made of them). A folder may be rewritten while it is
-read, so `has_changed` tells afterwards whether what was read is still what the folder holds.
+Folders given by the operator follow symlinks (a Hub snapshot is made of them). What a resolver found below a root is
+opened from that root, one segment at a time, and no symlink is followed: nothing that happens to the folder after it
+was found leads out of the root. A folder may be rewritten while it is read, so `has_changed` tells afterwards whether
+what was read is still what the folder holds.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _SHARDS_NAME = "adapter_model.safetensors.index.json"
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MIN_SPARSE_NBYTES = 1 << 20  # file systems store small files in ways that need no block
 
 Fingerprint = tuple[int, int, int, int]
@@ -78,18 +81,38 @@ class AdapterFiles:
 
 
 @contextmanager
-def open_adapter_files(folder: Path) -> Iterator[AdapterFiles]:
-    """Open both files of the folder, and close them at the end; raises Refusal when that cannot be done safely."""
+def open_adapter_files(folder: Path, allowed_root: Path | None = None) -> Iterator[AdapterFiles]:
+    """Open both files of the folder, and close them at the end; raises Refusal when that cannot be done safely.
+
+    With `allowed_root` the folder must lie below it, and no symlink on the way to the files is followed.
+    """
     with ExitStack() as stack:
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
+            descriptor = _open_folder(folder, allowed_root)
+        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path, or a folder that is not below the root
             raise Refusal(f"its folder cannot be opened: {_reason(exc)}.") from exc
         stack.callback(os.close, descriptor)
         _refuse_other_formats(descriptor)
-        config = _open_file(CONFIG_NAME, descriptor, stack)
-        weights = _open_file(WEIGHTS_NAME, descriptor, stack)
+        no_follow = 0 if allowed_root is None else os.O_NOFOLLOW
+        config = _open_file(CONFIG_NAME, descriptor, no_follow, stack)
+        weights = _open_file(WEIGHTS_NAME, descriptor, no_follow, stack)
         yield AdapterFiles(config, weights, descriptor)
+
+
+def _open_folder(folder: Path, allowed_root: Path | None) -> int:
+    if allowed_root is None:
+        return os.open(folder, _FOLDER_FLAGS)
+    segments = folder.relative_to(allowed_root).parts
+    if ".." in segments:
+        raise ValueError(f"{folder} leads out of {allowed_root}")
+    descriptor = os.open(allowed_root, _FOLDER_FLAGS)
+    for segment in segments:
+        parent = descriptor
+        try:
+            descriptor = os.open(segment, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=parent)
+        finally:
+            os.close(parent)
+    return descriptor
 
 
 def _refuse_other_formats(descriptor: int) -> None:
@@ -110,9 +133,9 @@ def _exists(name: str, descriptor: int) -> bool:
     return True
 
 
-def _open_file(name: str, folder_descriptor: int, stack: ExitStack) -> AdapterFile:
+def _open_file(name: str, folder_descriptor: int, no_follow: int, stack: ExitStack) -> AdapterFile:
     # O_NONBLOCK: opening a FIFO would wait for a writer for ever.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | no_follow
     try:
         descriptor = os.open(name, flags, dir_fd=folder_descriptor)
     except FileNotFoundError as exc:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,15 +56,18 @@ def read_adapter(
     serving_dtype: torch.dtype = torch.float32,
     base_weight: BaseWeight | None = None,
     max_adapter_bytes: int = 2 * 1024**3,
+    allowed_root: Path | None = None,
 ) -> AdapterWeights:
     """Read and check the adapter in a local folder; raises AdapterInvalid. Blocks: call it off the event loop.
 
+    With `allowed_root` the folder must lie below it, and no symlink below it is followed.
     `base_weight(module)` returns the base's own weight of an embedding or lm_head; without it, an adapter that brings
     a copy of such a weight is refused, because the copy cannot be compared.
     """
     checks = _Checks(base, max_lora_rank, base_match, serving_dtype, base_weight, max_adapter_bytes)
+    open_files = partial(open_adapter_files, folder, allowed_root)
     try:
-        weights = _read_unchanged(name, folder, checks) or _read_unchanged(name, folder, checks)
+        weights = _read_unchanged(name, open_files, checks) or _read_unchanged(name, open_files, checks)
     except Refusal as refusal:
         raise AdapterInvalid(name, refusal.reason, code=refusal.code) from refusal
     except OSError as exc:
@@ -72,9 +77,11 @@ def read_adapter(
     return weights
 
 
-def _read_unchanged(name: str, folder: Path, checks: _Checks) -> AdapterWeights | None:
+def _read_unchanged(
+    name: str, open_files: Callable[[], AbstractContextManager[AdapterFiles]], checks: _Checks
+) -> AdapterWeights | None:
     """Return the adapter, or None when its files changed meanwhile: then nothing read, nor refused, can be trusted."""
-    with open_adapter_files(folder) as files:
+    with open_files() as files:
         try:
             weights = _read(name, files, checks)
         except Refusal:

@@ -2,6 +2,8 @@
 
 Names that nobody knows leave nothing behind. One name is loaded by one flight at a time, however many ask for it; the
 registry owns the flight, so that a caller who leaves takes nothing from the others. An id is never given twice.
+What a resolver found is looked at again once its weights have left host memory: if it cannot be loaded any more, the
+name is forgotten and resolved as if it were new.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from typing import Any, Literal
 
 from loramux.adapters.adapter_name import is_adapter_name
 from loramux.adapters.resolver_chain import ResolverChain
-from loramux.errors import AdapterNotFound, EngineOverloaded, LoramuxError, RequestInvalid, ResolverFailed
+from loramux.errors import (
+    AdapterInvalid,
+    AdapterNotFound,
+    EngineOverloaded,
+    LoramuxError,
+    RequestInvalid,
+    ResolverFailed,
+)
 from loramux.lora.hookspecs import AdapterEvent
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.request import LoRARequest
@@ -73,6 +82,7 @@ class AdapterRegistry:
         self._hooks = hooks or PluginHooks()
         self._served: dict[str, ServedAdapter] = {}  # in load order
         self._names: dict[int, str] = {}  # of the served ones, by id
+        self._evicted: set[int] = set()  # of the served ones, those that a resolver found
         self._flights: dict[str, _Flight] = {}
         self._removals: set[asyncio.Task[None]] = set()
         self._ids = itertools.count(1)
@@ -87,12 +97,11 @@ class AdapterRegistry:
             return None
         if not is_adapter_name(name) or not self._hooks.authorize(principal, name):
             raise AdapterNotFound(name)
-        while (served := self._served.get(name)) is None:
-            flight = self._flights.get(name) or self._start(name, self._resolve, is_resolution=True)
+        while (flight := self._flights.get(name) or self._start_if_needed(name)) is not None:
             if flight.is_resolution:
                 return await flight.land()
             await asyncio.wait({flight.task})  # somebody adds this name by hand: look again afterwards
-        return served
+        return self._served[name]
 
     async def add(
         self, name: str, path: str, *, base_model_name: str | None = None, origin: Literal["static", "api"] = "api"
@@ -136,7 +145,7 @@ class AdapterRegistry:
         served = self._served.get(key)
         if served is None or lora_int_id not in (None, served.lora_request.lora_int_id):
             raise AdapterNotFound(name if name is not None else str(lora_int_id))
-        del self._served[key], self._names[served.lora_request.lora_int_id]
+        self._forget(served)
         removal = asyncio.create_task(self._drop(served.lora_request))
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
@@ -152,10 +161,13 @@ class AdapterRegistry:
         return [served for name, served in self._served.items() if self._hooks.authorize(principal, name)]
 
     def notify_evicted(self, lora_int_id: int) -> None:
-        """Pass on that the host cache dropped an adapter's weights; it stays served and is read again when needed."""
+        """Take note that the host cache dropped an adapter's weights; it stays served and is read again when needed."""
         served = self._served.get(self._names.get(lora_int_id, ""))
-        if served is not None:
-            self._tell("evicted", served.lora_request)
+        if served is None:
+            return
+        if served.origin == "resolver":
+            self._evicted.add(lora_int_id)
+        self._tell("evicted", served.lora_request)
 
     async def close(self) -> None:
         """Cancel what is being resolved, and wait for it; whoever waits gets ResolverFailed."""
@@ -164,10 +176,19 @@ class AdapterRegistry:
             task.cancel()
         await asyncio.gather(*tasks, *self._removals, return_exceptions=True)
 
+    def _start_if_needed(self, name: str) -> _Flight | None:
+        served = self._served.get(name)
+        if served is None:
+            return self._start(name, self._resolve, is_resolution=True)
+        if served.lora_request.lora_int_id in self._evicted:
+            return self._start(name, self._load_again, is_resolution=True)
+        return None
+
     def _start(
         self, name: str, work: Callable[[str], Coroutine[Any, Any, ServedAdapter]], *, is_resolution: bool
     ) -> _Flight:
-        if is_resolution and len(self._flights) >= MAX_FLIGHTS:  # strangers' names never keep the operator out
+        # Strangers' names keep out neither the operator nor what is served.
+        if is_resolution and name not in self._served and len(self._flights) >= MAX_FLIGHTS:
             raise EngineOverloaded(f"{MAX_FLIGHTS} adapters are being loaded already; try again later")
         flight = _Flight(asyncio.create_task(self._fly(name, work), name=f"adapter {name}"), is_resolution)
         self._flights[name] = flight
@@ -189,6 +210,25 @@ class AdapterRegistry:
         except Exception as exc:
             logger.exception("adapter failed adapter=%s", name)
             return exc
+
+    async def _load_again(self, name: str) -> ServedAdapter:
+        """Bring an evicted adapter back; when that fails, the resolvers say what has become of the name."""
+        served = self._served.get(name)
+        if served is None:  # removed in the meantime
+            return await self._resolve(name)
+        request = served.lora_request
+        self._evicted.discard(request.lora_int_id)
+        try:
+            await self._load(request)
+        except (AdapterInvalid, AdapterNotFound) as exc:
+            if self._served.get(name) is served:
+                logger.info("adapter cannot be loaded again adapter=%s id=%d: %s", name, request.lora_int_id, exc)
+                self._tell("failed", request, reason=str(exc))
+                self._forget(served)
+                await self._drop(request)
+        if self._served.get(name) is served:
+            return served
+        return await self._resolve(name)
 
     async def _resolve(self, name: str) -> ServedAdapter:
         try:
@@ -214,6 +254,11 @@ class AdapterRegistry:
         self._names[request.lora_int_id] = request.lora_name
         self._tell("loaded", request)
         return served
+
+    def _forget(self, served: ServedAdapter) -> None:
+        request = served.lora_request
+        del self._served[request.lora_name], self._names[request.lora_int_id]
+        self._evicted.discard(request.lora_int_id)
 
     async def _drop(self, request: LoRARequest) -> None:
         await self._unload(request.lora_int_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -105,24 +106,41 @@ async def _ask(active: ActiveResolver, base_model_name: str, lora_name: str) -> 
         raise _fault(active, f"failed on {lora_name!r}: it cancelled itself") from exc
     if found is None:
         return None
-    await _check(active, lora_name, found)
-    return replace(found, lora_path=str(found.lora_path))  # a Path is accepted, too
+    _check(active, lora_name, found)
+    roots = active.resolver.allowed_roots
+    if roots is None:
+        return replace(found, lora_path=str(found.lora_path), allowed_root=None)  # a Path is accepted, too
+    contained = await asyncio.to_thread(_contain, found, roots)
+    if contained is None:
+        allowed = ", ".join(str(root) for root in roots) or "none"
+        raise _fault(active, f"returned {found.lora_path} for {lora_name!r}, outside its allowed roots: {allowed}")
+    return contained
 
 
-async def _check(active: ActiveResolver, lora_name: str, found: LoRARequest) -> None:
+def _check(active: ActiveResolver, lora_name: str, found: LoRARequest) -> None:
     if not isinstance(found, LoRARequest):
         raise _fault(active, f"returned {type(found).__name__} for {lora_name!r}; it must return a LoRARequest or None")
     if found.lora_name != lora_name:
         raise _fault(active, f"was asked for {lora_name!r}, but returned {found.lora_name!r}")
-    roots = active.resolver.allowed_roots
-    if roots is not None and not await asyncio.to_thread(_is_inside, found.lora_path, roots):
-        allowed = ", ".join(str(root) for root in roots) or "none"
-        raise _fault(active, f"returned {found.lora_path} for {lora_name!r}, outside its allowed roots: {allowed}")
 
 
-def _is_inside(path: str, roots: Sequence[str | Path]) -> bool:
-    folder = Path(path).resolve()
-    return any(folder.is_relative_to(Path(root).resolve()) for root in roots)
+def _contain(found: LoRARequest, roots: Sequence[str | Path]) -> LoRARequest | None:
+    """Return the answer with its folder and root free of symlinks, or None when the folder is in none of the roots.
+
+    This look at the folder proves nothing about a later one: whoever opens it goes from the root, without symlinks.
+    """
+    try:
+        folder = _real_path(found.lora_path)
+    except ValueError:  # a NUL in the path
+        return None
+    for root in map(_real_path, roots):
+        if folder.is_relative_to(root):
+            return replace(found, lora_path=str(folder), allowed_root=str(root))
+    return None
+
+
+def _real_path(path: str | Path) -> Path:
+    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def _not_async(active: ActiveResolver) -> None:

@@ -47,6 +47,7 @@ class AdapterLoader:
             base_match=self._base_match,
             serving_dtype=self._dtype,
             base_weight=self._base_weight,
+            allowed_root=None if request.allowed_root is None else Path(request.allowed_root),
         )
         adapter = pack(weights, self._dtype)
         logger.info(

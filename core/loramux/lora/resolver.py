@@ -17,7 +17,7 @@ class LoRAResolver(ABC):
 
     Only `resolve_lora` must be written. `name` is what operators call the resolver (unset: the entry point's name).
     Where the operator gives no order, a smaller `priority` is asked earlier. `allowed_roots`, when set, are the only
-    folders that answers may point into.
+    folders that answers may point into; the files are opened from there, and no symlink is followed.
     """
 
     name: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def refusal(folder: Path) -> Refusal:
-    with pytest.raises(Refusal) as caught, open_adapter_files(folder):
+def refusal(folder: Path, allowed_root: Path | None = None) -> Refusal:
+    with pytest.raises(Refusal) as caught, open_adapter_files(folder, allowed_root):
         pass
     return caught.value
 
@@ -165,3 +166,44 @@ def test_a_folder_swapped_by_rename_still_gives_one_consistent_pair(folder: Path
         folder.mkdir()
         assert not files.has_changed()
         assert read_all(files) == (b"{}", b"weights")
+
+
+class TestBelowAnAllowedRoot:
+    """`tmp_path/root/team/sql` is the adapter, `tmp_path/outside/team/sql` what must never be read."""
+
+    @pytest.fixture
+    def root(self, tmp_path: Path, folder: Path) -> Path:
+        for place in ("root", "outside"):
+            shutil.copytree(folder, tmp_path / place / "team" / "sql")
+        return tmp_path / "root"
+
+    @pytest.mark.parametrize("name", ["team/sql", "team"])
+    def test_plain_folders_are_opened(self, root: Path, name: str) -> None:
+        if name == "team":
+            shutil.copytree(root / "team" / "sql", root / "team", dirs_exist_ok=True)
+        with open_adapter_files(root / name, root) as files:
+            assert read_all(files) == (b"{}", b"weights")
+
+    def test_the_root_may_be_the_adapter_and_a_symlink(self, root: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(root / "team" / "sql")
+        with open_adapter_files(tmp_path / "link", tmp_path / "link") as files:
+            assert read_all(files) == (b"{}", b"weights")
+
+    @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+    def test_a_file_that_became_a_symlink_is_refused(self, root: Path, tmp_path: Path, name: str) -> None:
+        (root / "team" / "sql" / name).unlink()
+        (root / "team" / "sql" / name).symlink_to(tmp_path / "outside" / "team" / "sql" / name)
+        reason = refusal(root / "team" / "sql", root).reason
+        assert reason == f"{name} cannot be opened: Too many levels of symbolic links."
+
+    @pytest.mark.parametrize("name", ["team", "team/sql"])
+    def test_a_folder_that_became_a_symlink_is_refused(self, root: Path, tmp_path: Path, name: str) -> None:
+        before = num_open_descriptors()
+        (root / name).rename(tmp_path / "moved")
+        (root / name).symlink_to(tmp_path / "outside" / name)
+        assert refusal(root / "team" / "sql", root).reason == "its folder cannot be opened: Not a directory."
+        assert num_open_descriptors() == before
+
+    @pytest.mark.parametrize("path", ["outside/team/sql", "root/../outside/team/sql", "root-and-more"])
+    def test_a_folder_that_is_not_below_the_root_is_refused(self, root: Path, tmp_path: Path, path: str) -> None:
+        assert refusal(tmp_path / path, root).reason == "its folder cannot be opened: it is not a usable path."

@@ -382,6 +382,90 @@ async def test_an_unload_goes_through_although_its_caller_leaves(
     assert hooks.events[-1].kind == "unloaded"
 
 
+async def test_an_evicted_adapter_is_loaded_again_once_and_stays_what_it_was(
+    registry: AdapterRegistry, engine: FakeEngine, resolver: TableResolver
+) -> None:
+    served = await registry.lookup("sql")
+    registry.notify_evicted(1)
+    found = await asyncio.gather(*(registry.lookup("sql") for _ in range(100)))
+    assert all(adapter is served for adapter in [*found, await registry.lookup("sql")])
+    assert (len(engine.loads), resolver.asked, engine.unloads) == (2, ["sql"], [])
+
+
+async def test_an_adapter_that_is_gone_after_its_eviction_is_not_found_and_not_listed(
+    registry: AdapterRegistry, engine: FakeEngine, resolver: TableResolver, hooks: RecordingHooks
+) -> None:
+    await registry.lookup("sql")
+    registry.notify_evicted(1)
+    engine.invalid.add(resolver.folders.pop("sql"))
+    results = await asyncio.gather(*(registry.lookup("sql") for _ in range(100)), return_exceptions=True)
+    assert {str(result) for result in results} == {"adapter 'sql' does not exist"}
+    assert registry.adapters() == []
+    assert (len(engine.loads), engine.unloads, resolver.asked) == (2, [1], ["sql", "sql"])
+    assert [event.kind for event in hooks.events] == ["resolved", "loaded", "evicted", "failed", "unloaded"]
+    assert_nothing_is_in_flight(registry)
+
+
+async def test_an_adapter_that_changed_place_after_its_eviction_is_served_under_a_new_id(
+    registry: AdapterRegistry, engine: FakeEngine, resolver: TableResolver
+) -> None:
+    await registry.lookup("sql")
+    registry.notify_evicted(1)
+    engine.invalid.add("/adapters/sql")
+    resolver.folders["sql"] = "/adapters/sql-2"
+    found = await asyncio.gather(*(registry.lookup("sql") for _ in range(100)))
+    assert {adapter.lora_request for adapter in found if adapter} == {LoRARequest("sql", 2, "/adapters/sql-2")}
+    assert (len(engine.loads), registry._names, registry._evicted) == (3, {2: "sql"}, set())
+
+
+async def test_an_adapter_that_is_broken_after_its_eviction_says_so_until_it_is_repaired(
+    registry: AdapterRegistry, engine: FakeEngine
+) -> None:
+    await registry.lookup("sql")
+    registry.notify_evicted(1)
+    engine.invalid.add("/adapters/sql")
+    with pytest.raises(AdapterInvalid):
+        await registry.lookup("sql")
+    assert registry.adapters() == []
+    engine.invalid.clear()
+    assert (await lookup(registry, "sql")).root == "/adapters/sql"
+
+
+async def test_an_evicted_adapter_that_was_added_by_hand_is_left_to_the_engine(
+    registry: AdapterRegistry, engine: FakeEngine
+) -> None:
+    served = await registry.add("mine", "/mine")
+    registry.notify_evicted(1)
+    engine.invalid.add("/mine")
+    assert await registry.lookup("mine") is served
+    assert len(engine.loads) == 1
+
+
+async def test_an_adapter_removed_while_it_is_loaded_again_is_resolved_anew(
+    registry: AdapterRegistry, engine: FakeEngine
+) -> None:
+    await registry.lookup("sql")
+    registry.notify_evicted(1)
+    engine.gate.clear()
+    caller = asyncio.create_task(lookup(registry, "sql"))
+    await until(lambda: len(engine.loads) == 2)
+    removal = asyncio.create_task(registry.remove("sql"))
+    await until(lambda: engine.unloads == [1])
+    engine.gate.set()
+    assert (await caller).lora_request.lora_int_id == 2
+    await removal
+    assert registry._names == {2: "sql"}
+
+
+async def test_evicted_adapters_are_served_although_too_many_names_are_in_flight(
+    registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await registry.lookup("sql")
+    registry.notify_evicted(1)
+    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 0)
+    assert await registry.lookup("sql") is served
+
+
 async def test_plugins_hear_of_every_step_in_the_life_of_an_adapter(
     registry: AdapterRegistry, hooks: RecordingHooks
 ) -> None:

@@ -127,7 +127,28 @@ async def test_a_folder_inside_the_declared_roots_is_accepted(tmp_path: Path) ->
         assert (await chain.resolve("base", "sql")).lora_path == str(tmp_path / "sql")
 
 
-@pytest.mark.parametrize("folder", ["elsewhere", "root/../elsewhere", "root/link", "root-and-more"])
+@pytest.mark.parametrize("answer", ["link/sql", "root/sql", "root/latest", "root/../root/sql"])
+async def test_what_lies_in_a_declared_root_is_opened_from_there(tmp_path: Path, answer: str) -> None:
+    (tmp_path / "root" / "sql").mkdir(parents=True)
+    (tmp_path / "root" / "latest").symlink_to("sql")
+    (tmp_path / "link").symlink_to("root")
+    resolver = TableResolver({"sql": str(tmp_path / answer)})
+    resolver.allowed_roots = (tmp_path / "other", tmp_path / "link")
+    async with chain_of(resolver) as chain:
+        found = await chain.resolve("base", "sql")
+    assert (found.lora_path, found.allowed_root) == (str(tmp_path / "root" / "sql"), str(tmp_path / "root"))
+
+
+async def test_an_allowed_root_of_the_resolvers_own_making_is_ignored(tmp_path: Path) -> None:
+    resolver = returning(LoRARequest("sql", 1, str(tmp_path / "sql"), allowed_root="/"))
+    async with chain_of(resolver) as chain:
+        assert (await chain.resolve("base", "sql")).allowed_root is None
+    resolver.allowed_roots = (tmp_path,)
+    async with chain_of(resolver) as chain:
+        assert (await chain.resolve("base", "sql")).allowed_root == str(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["elsewhere", "root/../elsewhere", "root/link", "root-and-more", "root/nul\0"])
 def test_a_folder_outside_the_declared_roots_is_refused(tmp_path: Path, folder: str) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")

@@ -1,7 +1,8 @@
 """FilesystemLoRAResolver: an adapter is the folder below the root that has the model's name.
 
 Contained by construction: the way from the root to the files is walked one name at a time and follows no symlink, so
-no name leads out of the root. Nothing is opened here; the server reads the two files, which are plain files then.
+no name leads out of the root. Nothing is opened here: the server reads the two files, in the same manner, from
+`allowed_roots`.
 """
 
 from __future__ import annotations
