@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from loramux import __version__
 from loramux.errors import EngineDead, LoramuxError
-from loramux.server.access_log import AccessLogger
+from loramux.server.access_log import AccessLogger, ConnectionLogger, note_route
 from loramux.server.adapters import load_adapter, unload_adapter
 from loramux.server.auth import require_api_key
 from loramux.server.chat import create_chat_completion
@@ -55,6 +55,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,
         auto_decompress=False,
+        logger=ConnectionLogger(logger),
         access_log_class=AccessLogger,
         access_log=logging.getLogger("loramux.access"),
     )
@@ -63,6 +64,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
 @web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn everything that goes wrong into the one shape of errors; outermost, so nothing escapes it."""
+    note_route(request)
     try:
         return await handler(request)
     except web.HTTPException as exc:

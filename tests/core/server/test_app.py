@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from urllib.parse import urlsplit
+
 import pytest
 
 from loramux import __version__
@@ -92,3 +95,31 @@ async def test_the_access_log_tells_no_more_than_the_server_knows(client, caplog
     assert lines[0].startswith("GET /v1/models/{model} status=404 milliseconds=")
     assert lines[1].startswith("GET - status=404 ")
     assert "secret" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"secret\r\n\r\n",
+        b"\x16\x03\x01\x02\r\n\r\n",
+        b"GET / HTTP/1.1\r\nsecret secret: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: secret\r\n\r\n",
+        b"GET /" + b"secret" * 2000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://[secret HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused_without_a_word_of_alarm(
+    client, raw: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    address = urlsplit(client.url)
+
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(raw)
+    reply = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+
+    assert reply.split()[1] == b"400"
+    assert [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")] == []
+    assert "secret" not in caplog.text
