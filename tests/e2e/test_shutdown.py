@@ -66,7 +66,9 @@ def test_the_first_signal_ends_every_stream_with_an_error_and_the_process_with_z
         reader.join()
         assert isinstance(reader.error, openai.APIError)
         assert "shutting down" in reader.error.message
-    assert "Traceback" not in served.log.read_text()
+    log = served.log.read_text()
+    assert "Traceback" not in log
+    assert log.splitlines()[-1].endswith("loramux.server.launch: stopped")
 
 
 def test_the_second_signal_ends_the_process_at_once(served: Served, endless_llama: Path) -> None:
