@@ -205,7 +205,8 @@ class AdapterRegistry:
         except AdapterNotFound as exc:
             return exc
         except LoramuxError as exc:
-            logger.warning("adapter not available adapter=%s: %s", name, exc, exc_info=exc.__cause__)
+            cause = None if isinstance(exc.__cause__, LoramuxError) else exc.__cause__  # a refusal is no fault
+            logger.warning("adapter not available adapter=%s: %s", name, exc, exc_info=cause)
             return exc
         except Exception as exc:
             logger.exception("adapter failed adapter=%s", name)

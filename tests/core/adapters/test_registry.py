@@ -222,6 +222,26 @@ async def test_a_failure_nobody_waits_for_is_logged(
     assert "adapter not available adapter=sql: adapter 'sql': no adapter_config.json" in caplog.text
 
 
+@pytest.mark.parametrize(("cause", "has_traceback"), [(RequestInvalid("rank 999"), False), (KeyError("rank"), True)])
+async def test_only_a_fault_is_logged_with_a_traceback(
+    registry: AdapterRegistry,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cause: Exception,
+    has_traceback: bool,
+) -> None:
+    async def refuse(request: LoRARequest) -> None:
+        raise AdapterInvalid(request.lora_name, "rank too high") from cause
+
+    monkeypatch.setattr(registry, "_load", refuse)
+
+    with pytest.raises(AdapterInvalid):
+        await registry.lookup("sql")
+
+    (record,) = (record for record in caplog.records if "rank too high" in record.getMessage())
+    assert bool(record.exc_info) is has_traceback
+
+
 async def test_more_names_in_flight_than_the_limit_are_turned_away(
     registry: AdapterRegistry, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
