@@ -28,13 +28,14 @@ NAMES = {
 ENDS = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}  # fmt: skip # noqa: E501
 
 
-def write_gguf(folder: Path, path: Path) -> None:
+def write_gguf(folder: Path, path: Path, name: str = "") -> None:
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     special = {token["content"] for token in tokenizer["added_tokens"]}
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -77,18 +78,36 @@ def gguf_layout(name: str, tensor: np.ndarray, config: dict[str, int]) -> np.nda
 def test_a_gguf_file_answers_like_its_safetensors_folder(
     tiny_llama: Path, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
-    write_gguf(tiny_llama, tmp_path / "tiny-llama.gguf")
+    write_gguf(tiny_llama, tmp_path / "tiny-llama.F32.gguf")
     adapter = LoRARequest("adapter", 1, str(make_adapter("gguf", rank=4)))
     prompts = ["The quick brown fox", "SELECT name FROM"]
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
     def answers(model: Path) -> list[list[int]]:
-        llm = LLM(str(model), enable_lora=True, kv_cache_memory_bytes=10**6, base_match="off")
+        llm = LLM(str(model), enable_lora=True, kv_cache_memory_bytes=10**6)
         outputs = llm.generate(prompts * 2, params, lora_request=[None, None, adapter, adapter], use_tqdm=False)
         llm.llm_engine.shutdown()
         return [output.outputs[0].token_ids for output in outputs]
 
-    assert answers(tmp_path / "tiny-llama.gguf") == answers(tiny_llama)
+    assert answers(tmp_path / "tiny-llama.F32.gguf") == answers(tiny_llama)
+
+
+def test_an_adapter_fits_the_model_that_a_renamed_gguf_file_says_it_is(
+    tiny_llama: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_gguf(tiny_llama, tmp_path / "model.gguf", name="tiny llama")
+    llm = LLM(str(tmp_path / "model.gguf"), enable_lora=True, kv_cache_memory_bytes=10**6)
+    assert llm.llm_engine.add_lora(LoRARequest("adapter", 1, str(make_adapter("gguf", rank=4))))
+    llm.llm_engine.shutdown()
+
+
+def test_an_adapter_fits_the_model_in_the_current_folder(
+    tiny_llama: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_llama)
+    llm = LLM(".", enable_lora=True, kv_cache_memory_bytes=10**6)
+    assert llm.llm_engine.add_lora(LoRARequest("adapter", 1, str(make_adapter("gguf", rank=4))))
+    llm.llm_engine.shutdown()
 
 
 def test_a_gguf_file_that_is_not_there_is_refused_by_name() -> None:

@@ -30,7 +30,9 @@ def refuse_other_base(
     if base_match == "basename" and wanted and any(_basename(name) == wanted for name in base_names):
         return
     raise Refusal(
-        f"was trained for {shown(trained_for)}; this server runs {shown(_public_name(base_names))}.",
+        f"was trained for {shown(trained_for)}; this server runs {shown(_public_name(base_names))}. If that is the "
+        "same model under another name, the operator can add the name with served_model_name (--served-model-name), or "
+        'turn this check off with base_match="off" (--base-match off).',
         code="adapter_base_mismatch",
     )
 
@@ -46,4 +48,4 @@ def _basename(name: str) -> str:
 def _public_name(base_names: Sequence[str]) -> str:
     """Prefer a name that does not tell clients where the server keeps its files."""
     public = [name if not name.startswith(("/", ".", "~")) else _basename(name) for name in base_names]
-    return next((name for name in public if name in base_names), public[0])
+    return next((name for name in public if name and name in base_names), next(filter(None, public), ""))

@@ -27,7 +27,7 @@ class LoRATarget:
 class BaseModelSpec:
     """What an adapter must fit: the modules of the base model by full path, as `model.named_modules()` names them.
 
-    `names` are all names that this base goes by: as given, as served, and the config's `_name_or_path`.
+    `names` are all names that this base goes by: see model/base_names.py.
     `unservable` maps a module path (or the path of a parameter's owner) to the reason why LoRA cannot change it.
     `base_weight(path)` is not here: checks that need base values receive them separately.
     """

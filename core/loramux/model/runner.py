@@ -14,6 +14,7 @@ from loramux.adapters.weights import BaseModelSpec
 from loramux.batch import ScheduledBatch, ScheduledSequence
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
+from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.forward_context import forward_context
 from loramux.model.kv_cache import KVCache, LayerShape, bytes_per_token
@@ -44,8 +45,8 @@ class ModelRunner:
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
         self.loaded = loaded
         probed = probe(loaded.model, args.model)
-        config_name = getattr(loaded.model.config, "_name_or_path", "") or args.model
-        names = tuple(dict.fromkeys((*args.base_model_names, args.model, str(config_name))))
+        gguf_name = getattr(loaded.model.config, "_model_name_or_path", None)  # where transformers puts general.name
+        names = base_names(args.base_model_names, args.model, gguf_name=gguf_name)
         self.base = describe_base(loaded.model, names=names, flat_modules=probed.flat_modules)
         self.max_model_len, num_blocks = _size(loaded, args, probed.layers)
         check_rope(loaded.model.config, args.model, self.max_model_len)

@@ -40,10 +40,18 @@ def test_the_same_folder_matches() -> None:
 def test_other_basenames_are_refused(trained_for: str) -> None:
     with pytest.raises(Refusal) as caught:
         check(trained_for, "basename")
-    assert caught.value.reason == (
-        f"was trained for {trained_for!r}; this server runs 'HuggingFaceTB/SmolLM2-135M-Instruct'."
+    assert caught.value.reason.startswith(
+        f"was trained for {trained_for!r}; this server runs 'HuggingFaceTB/SmolLM2-135M-Instruct'. "
     )
     assert caught.value.code == "adapter_base_mismatch"
+
+
+def test_a_refusal_says_what_to_do_when_only_the_name_differs() -> None:
+    with pytest.raises(
+        Refusal, match=r"add the name with .*--served-model-name.* turn this check off .*--base-match off"
+    ):
+        check("org/SmolLM2-135M-Instruct", "basename", ("/srv/renamed",))
+    check("org/SmolLM2-135M-Instruct", "basename", ("SmolLM2-135M-Instruct", "/srv/renamed"))
 
 
 def test_exact_means_the_whole_name() -> None:
@@ -59,6 +67,8 @@ def test_off_asks_nothing() -> None:
 def test_a_refusal_does_not_tell_where_the_server_keeps_its_files() -> None:
     with pytest.raises(Refusal, match="this server runs 'model'"):
         check("other", "basename", ("/srv/secret/model",))
+    with pytest.raises(Refusal, match="this server runs 'model'"):
+        check("other", "basename", (".", "/srv/secret/model"))
 
 
 def test_no_name_is_accepted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
