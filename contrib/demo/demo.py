@@ -24,7 +24,7 @@ from demo_server import ServerError, running_server, serve_command
 SERVE_PORT = 8000
 MAX_TOKENS = 256
 ANSWER_SECONDS = 300.0
-SHOWN_CHARACTERS = 160
+SHOWN_CHARACTERS = 120
 
 console = Console()
 

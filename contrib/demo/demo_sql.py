@@ -20,6 +20,7 @@ from demo_words import (
     TITLE_WORDS,
     Split,
     draw,
+    letters,
     made_up_word,
     number,
     words_of,
@@ -118,7 +119,9 @@ def _columns(rng: random.Random, split: Split, count: int) -> list[Column]:
     used: set[str] = set()
     while len(columns) < count:
         kind = rng.choices(list(KINDS), (22, 18, 22, 14, 24))[0]
-        parts = [rng.choice(words_of(KINDS[kind], split))]
+        # Some columns are abbreviations that no model has seen: they can only be copied.
+        is_letters = kind == "code" and rng.random() < 0.4
+        parts = [letters(rng, split).lower() if is_letters else rng.choice(words_of(KINDS[kind], split))]
         if rng.random() < 0.4:
             parts.insert(0, rng.choice(words_of(MODIFIERS, split)).split("_")[0])
         if len(set(parts)) < len(parts) or used & set(parts):
@@ -126,7 +129,8 @@ def _columns(rng: random.Random, split: Split, count: int) -> list[Column]:
         used |= set(parts)
         words = " ".join(parts)
         # Clients write ICAO, Home Team or home team: the schema decides how the column is spelled.
-        spoken = rng.choices((words, words.upper(), words.title()), (70, 15 if len(words) < 7 else 0, 15))[0]
+        weights = (25, 70, 5) if is_letters else (70, 15 if len(words) < 7 else 0, 15)
+        spoken = rng.choices((words, words.upper(), words.title()), weights)[0]
         columns.append(Column("_".join(parts), spoken, kind))
     return columns
 
@@ -162,15 +166,13 @@ def _value(rng: random.Random, kind: str, split: Split) -> str:
 def _code(rng: random.Random, split: Split) -> str:
     day, year = number(rng, 1, 31, split), number(rng, 1900, 2024, split)
     month = rng.choice(words_of(MONTHS, split))
-    num_letters = rng.choice((2, 3, 4)) if split == "train" else 5  # letters alone are told apart by their number
-    letters = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=num_letters))
     return rng.choice((
         f"{month} {day}, {year}",
         f"{day} {month} {year}",
         str(year),
         f"{number(rng, 0, 30, split)}-{number(rng, 0, 30, split)}",
-        f"{letters}-{number(rng, 1, 999, split)}",
-        letters,
+        f"{letters(rng, split)}-{number(rng, 1, 999, split)}",
+        letters(rng, split),
     ))  # fmt: skip
 
 

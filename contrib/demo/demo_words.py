@@ -95,8 +95,8 @@ TABLE_WORDS = word_list("""
 
 PLACE_SUFFIXES = [
     "international airport",
-    *word_list("park stadium university county airport island city road arena harbour court college valley"),
-    *word_list("bridge hill beach heights state falls bay cathedral junction square lake castle"),
+    *word_list("park stadium university county airport island city road arena harbour street court college"),
+    *word_list("valley bridge hill beach heights state falls bay cathedral junction square lake castle"),
 ]
 
 TITLE_WORDS = word_list("""
@@ -123,6 +123,11 @@ MONTHS = word_list("""
 def made_up_word(rng: random.Random, split: Split) -> str:
     """Return a capitalised name of two to four syllables, such as Anchero."""
     return draw(lambda: "".join(rng.choices(SYLLABLES, k=rng.choice((2, 2, 3, 3, 4)))), split).capitalize()
+
+
+def letters(rng: random.Random, split: Split) -> str:
+    """Return two to four capital letters, such as ICAO."""
+    return draw(lambda: "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZAEIO", k=rng.choice((2, 3, 4)))), split)
 
 
 def number(rng: random.Random, low: int, high: int, split: Split) -> int:

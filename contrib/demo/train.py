@@ -36,7 +36,7 @@ class Recipe:
 
 
 RECIPES = {
-    "sql-lora": Recipe(rank=8, targets=ATTENTION, num_examples=2400),
+    "sql-lora": Recipe(rank=8, targets=ATTENTION, num_examples=3600),
     "json-lora": Recipe(rank=3, targets=ATTENTION + MLP, num_examples=1800),
     "sentiment-lora": Recipe(rank=4, targets=("q_proj", "v_proj"), num_examples=800),
 }
