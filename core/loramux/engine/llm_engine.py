@@ -203,18 +203,21 @@ class LLMEngine:
     def pin_lora(self, lora_int_id: int) -> bool:
         """Keep a loaded adapter in host memory, and in its slot once it is there. False when it is not loaded.
 
-        Raises RequestInvalid when pinning it would leave no slot for the other adapters.
+        Raises RequestInvalid when pinning it would leave no slot, or no place in host memory, for the others.
         """
         adapter = self.host_cache.adapter(lora_int_id)
-        if adapter is None or not self.host_cache.pin(lora_int_id):
+        if adapter is None:
             return False
         if not self.slots.pin(adapter.digest):
-            self.host_cache.unpin(lora_int_id)
             raise RequestInvalid(
                 f"adapter id {lora_int_id} cannot be pinned: one of {self.args.max_loras} slots must stay unpinned",
                 param="lora_int_id",
             )
-        return True
+        try:
+            return self.host_cache.pin(lora_int_id)
+        finally:
+            if not self.host_cache.has_content(adapter.digest, pinned=True):
+                self.slots.unpin(adapter.digest)
 
     def counters(self) -> dict[str, int]:
         """What is held right now; all but free_blocks are 0 when nothing runs."""

@@ -113,6 +113,18 @@ def test_an_id_is_free_again_when_everybody_who_waited_for_it_has_left(make_cach
     assert got(other).adapter.name == "other"
 
 
+def test_a_pin_that_would_leave_no_place_is_refused(make_cache: MakeCache) -> None:
+    cache = make_cache(capacity=2)
+    resident(cache, 1, 2)
+    assert cache.pin(1)
+
+    with pytest.raises(RequestInvalid, match=r"id 2 cannot be pinned: one of 2 places .*max_cpu_loras"):
+        cache.pin(2)
+
+    resident(cache, 3)
+    assert cache.ids() == {1, 3}
+
+
 # --- loading
 
 
