@@ -53,6 +53,10 @@ class ResolverFailed(LoramuxError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class SourceChanged(ResolverFailed):
+    """The version of a file that was located is gone or replaced; locating it again may find the new one."""
+
+
 class ResolverDenied(LoramuxError):
     """A source knows the name, but must not serve it to this caller: the chain stops, the caller sees "not found"."""
 

@@ -17,9 +17,8 @@ from io import FileIO
 from pathlib import Path
 
 from loramux.adapters.refusal import Refusal
+from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _SHARDS_NAME = "adapter_model.safetensors.index.json"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

@@ -25,6 +25,7 @@ class LoadedPlugin:
     hooks: pluggy.HookRelay
     hook_names: tuple[str, ...]
     registered_resolvers: tuple[str, ...] = ()  # left in LoRAResolverRegistry by a function that was called
+    option_names: tuple[str, ...] | None = None  # None: the plugin checks its options itself
 
 
 def load_plugin(entry_point: EntryPoint) -> LoadedPlugin:
@@ -39,11 +40,12 @@ def load_plugin(entry_point: EntryPoint) -> LoadedPlugin:
 
 
 def _register(name: str, plugin: object) -> LoadedPlugin:
-    resolver_name = None
+    resolver_name = option_names = None
     if isinstance(plugin, type):
         if not issubclass(plugin, LoRAResolver):
             raise PluginError(f"plugin {name!r} is class {plugin.__name__}, which must derive from LoRAResolver")
         resolver_name = plugin.name
+        option_names = None if plugin.option_names is None else tuple(plugin.option_names)
     manager = _new_hook_manager()
     try:
         manager.register(plugin, name)
@@ -53,7 +55,7 @@ def _register(name: str, plugin: object) -> LoadedPlugin:
     hook_names = tuple(sorted(caller.name for caller in manager.get_hookcallers(plugin) or []))
     if not hook_names:
         raise PluginError(f"plugin {name!r} implements no hook of loramux")
-    return LoadedPlugin(resolver_name or name, manager.hook, hook_names)
+    return LoadedPlugin(resolver_name or name, manager.hook, hook_names, option_names=option_names)
 
 
 def _call_once(name: str, function: Callable[[], Any]) -> LoadedPlugin:

@@ -7,7 +7,7 @@ A broken plugin is reported by name and left out. Only two things keep the serve
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 
@@ -156,7 +156,7 @@ class PluginManager:
             logger.exception("resolver left out name=%s", name)
         else:
             if resolver is None:
-                self._set(name, reason=NOT_CONFIGURED)
+                self._set(name, reason=NOT_CONFIGURED + _options_of(self._offers[name]))
                 return
             self._resolvers[name] = resolver
             self._statuses[name] = replace(self._statuses[name], is_active=True, looks_in=looks_in)
@@ -166,6 +166,7 @@ class PluginManager:
         if plugin is None or plugin.registered_resolvers:
             return LoRAResolverRegistry.get_resolver(name)
         options = self._config.options.of(name, self._statuses)
+        _refuse_unknown_options(plugin, options)
         answers = plugin.hooks.create_resolver(options=options)  # pluggy leaves out None
         if not answers:
             return None
@@ -193,3 +194,20 @@ class PluginManager:
             reason = left_out.get(name) or (status.reason if status else f"it is not installed; installed: {installed}")
             reason = reason or "it has no resolver"
             self._obstacles.append(ConfigInvalid(f"--lora-resolvers asks for {name!r}, but: {reason}"))
+
+
+def _options_of(plugin: LoadedPlugin | None) -> str:
+    return "" if plugin is None or not plugin.option_names else f"; options: {_listed(plugin.option_names)}"
+
+
+def _refuse_unknown_options(plugin: LoadedPlugin, options: Mapping[str, str]) -> None:
+    if plugin.option_names is None:
+        return
+    unknown = sorted(set(options) - set(plugin.option_names))
+    if unknown:
+        accepted = _listed(plugin.option_names) or "no options"
+        raise ConfigInvalid(f"resolver {plugin.name} has no option {_listed(unknown)}; it has: {accepted}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

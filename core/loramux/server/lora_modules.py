@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from loramux.adapters.adapter_files import CONFIG_NAME
 from loramux.errors import ConfigInvalid
+from loramux.lora.remote import CONFIG_NAME
 from loramux.server.config import LoRAModule
 
 _FIELDS = ("name", "path", "base_model_name")

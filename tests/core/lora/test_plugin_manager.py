@@ -36,6 +36,10 @@ class NeedsUrl(TableResolver):
         return resolver if resolver.url else None
 
 
+class NamesItsOptions(NeedsUrl):
+    option_names = ("url", "region")
+
+
 class Crashing(TableResolver):
     @classmethod
     def from_config(cls, options: Mapping[str, str]) -> Self | None:
@@ -259,3 +263,16 @@ def test_the_other_hooks_of_a_plugin_work_without_its_resolver(caplog: pytest.Lo
     status = status_of(manager, "more")
     assert (status.is_active, status.reason) == (True, NOT_CONFIGURED)
     assert manager.hooks.authorize("somebody", "secret") is False
+
+
+def test_refuses_a_misspelt_option_by_name_and_tells_the_right_ones():
+    manager = PluginManager(config(LORAMUX_S3_ULR="x"), [entry_point("s3", NamesItsOptions)])
+
+    with pytest.raises(ConfigInvalid, match="resolver s3 has no option ulr; it has: url, region"):
+        manager.check()
+
+
+def test_an_unconfigured_plugin_tells_which_options_it_takes():
+    manager = PluginManager(config(), [entry_point("s3", NamesItsOptions)])
+
+    assert status_of(manager, "s3").reason == f"{NOT_CONFIGURED}; options: url, region"

@@ -77,3 +77,24 @@ def test_state_shared_by_overlapping_calls_is_caught(folders: dict[str, str]) ->
 def test_a_resolver_that_a_cancelled_call_leaves_broken_is_caught(folders: dict[str, str]) -> None:
     with pytest.raises(AssertionError, match="not answered after a cancelled call"):
         CHECK.test_a_cancelled_call_leaves_the_resolver_usable(BreaksWhenOverlapped(folders), "known")
+
+
+def test_a_file_opened_on_the_event_loop_is_caught(folders: dict[str, str], tmp_path: Path) -> None:
+    class OpensOnTheLoop(TableResolver):
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+            (tmp_path / "index.json").open("w").close()
+            return await super().resolve_lora(base_model_name, lora_name)
+
+    with pytest.raises(AssertionError, match=r"block the event loop.*index\.json"):
+        CHECK.test_never_blocks_its_event_loop(OpensOnTheLoop(folders), "known")
+
+
+def test_a_task_that_outlives_its_cancelled_call_is_caught(folders: dict[str, str]) -> None:
+    class LeavesTasks(TableResolver):
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+            if self.asked:
+                await asyncio.shield(asyncio.create_task(asyncio.Event().wait()))
+            return await super().resolve_lora(base_model_name, lora_name)
+
+    with pytest.raises(AssertionError, match="go on after their calls were cancelled"):
+        CHECK.test_a_deadline_ends_a_call_at_once(LeavesTasks(folders), "known")

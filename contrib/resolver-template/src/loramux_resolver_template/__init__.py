@@ -18,6 +18,8 @@ __all__ = ["IndexLoRAResolver"]
 class IndexLoRAResolver(LoRAResolver):
     """Option `index`: a file with `{"name": "folder", …}`; relative folders are meant from the file's own place."""
 
+    option_names = ("index",)
+
     def __init__(self, index: Path) -> None:
         """Take the path only: the file is read at each call, so that new adapters need no restart."""
         self.index = index.expanduser().resolve()

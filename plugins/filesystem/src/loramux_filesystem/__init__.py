@@ -30,6 +30,7 @@ class FilesystemLoRAResolver(LoRAResolver):
     """Option `root`: the folder that holds the adapters, as `ROOT/name/adapter_config.json` or nested deeper."""
 
     priority = 10
+    option_names = ("root",)
 
     def __init__(self, root: str | Path) -> None:
         """Take an existing folder; ConfigInvalid for anything else."""
@@ -41,9 +42,6 @@ class FilesystemLoRAResolver(LoRAResolver):
     @classmethod
     def from_config(cls, options: Mapping[str, str]) -> FilesystemLoRAResolver | None:
         """Need `root`; without it the plugin is not configured."""
-        unknown = sorted(set(options) - {"root"})
-        if unknown:
-            raise ConfigInvalid(f"resolver filesystem has no option {', '.join(unknown)}; it has: root")
         return cls(options["root"]) if options.get("root") else None
 
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:  # noqa: ARG002
