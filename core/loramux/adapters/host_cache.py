@@ -1,8 +1,9 @@
 """HostCache: the adapters kept in host memory, ready to be placed in a slot.
 
 One load per adapter however many requests wait for it; an adapter that a request holds, or that is pinned, is never
-evicted. When every place is held, later adapters wait at the door in order of arrival; requests for resident adapters
-overtake them, but only so often. Thread-safe; files are read and checked in the cache's own threads.
+evicted. One that is gives up its place when its successor has been read and checked, so never for a broken one. When
+every place is held, later adapters wait at the door in order of arrival; requests for resident adapters overtake them,
+but only so often. Thread-safe; files are read and checked in the cache's own threads.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Lease:
 class _Entry:
     request: LoRARequest
     adapter: PackedAdapter | None = None  # None while it is being read
+    replaces: _Entry | None = None  # whose place it takes once it is read
+    is_yielding: bool = False  # its place is promised to another one
     num_leases: int = 0
     is_pinned: bool = False
     is_removed: bool = False
@@ -96,8 +99,8 @@ class HostCache:
         with self._lock:
             if (entry := self._entries.get(request.lora_int_id)) is not None:
                 return entry is not self._making_room
-            held = len(self._entries) + len(self._leaving)
-            return not self._door and (held < self.capacity or any(map(self._is_evictable, self._entries.values())))
+            is_free = self._num_places_taken() < self.capacity
+            return not self._door and (is_free or any(map(self._is_evictable, self._entries.values())))
 
     def ids(self) -> set[int]:
         """Return the ids of the adapters in host memory."""
@@ -125,7 +128,7 @@ class HostCache:
         """
         with self._lock:
             entry = self._entries.get(adapter_id)
-            if entry is None or entry.adapter is None:
+            if entry is None or entry.adapter is None or entry.is_yielding:
                 return False
             num_pinned = sum(other.is_pinned for other in self._entries.values() if other is not entry)
             if num_pinned + 1 >= self.capacity > 1:  # a single place has a single slot, which is never pinned
@@ -209,7 +212,6 @@ class HostCache:
     def _serve_door(self) -> None:
         """Give a lease to everyone at the door who can have one, and start the loads that have room."""
         ready: list[tuple[Future[Lease], _Entry]] = []
-        dropped: list[_Entry] = []
         with self._lock:
             still_waiting: deque[tuple[LoRARequest, Future[Lease]]] = deque()
             for request, future in self._door:
@@ -217,8 +219,8 @@ class HostCache:
                     continue
                 entry = self._entries.get(request.lora_int_id)
                 if entry is None and not still_waiting:
-                    entry = self._start_load(request, dropped)
-                if entry is None or (still_waiting and entry is self._making_room):
+                    entry = self._start_load(request)
+                if entry is None or entry.is_yielding or (still_waiting and entry is self._making_room):
                     still_waiting.append((request, future))
                     continue
                 self._num_overtakes += bool(still_waiting)
@@ -228,8 +230,6 @@ class HostCache:
                     ready.append((future, self._hold(entry)))
             self._door = still_waiting
             self._watch_first(still_waiting[0][1] if still_waiting else None)
-        for entry in dropped:
-            self._report_dropped(entry, unloaded=False)
         for future, entry in ready:
             self._hand_out(future, entry)
 
@@ -243,21 +243,33 @@ class HostCache:
         if all(entry is not self._making_room for entry in candidates):
             self._making_room = min(candidates, key=lambda entry: entry.num_leases + len(entry.waiters), default=None)
 
-    def _start_load(self, request: LoRARequest, dropped: list[_Entry]) -> _Entry | None:
-        if len(self._entries) + len(self._leaving) >= self.capacity:
+    def _start_load(self, request: LoRARequest) -> _Entry | None:
+        victim = None
+        if self._num_places_taken() >= self.capacity:
             victim = next((entry for entry in self._entries.values() if self._is_evictable(entry)), None)
             if victim is None:
                 return None
-            self._entries.pop(victim.request.lora_int_id)
-            dropped.append(victim)
-        entry = self._entries[request.lora_int_id] = _Entry(request)
+            victim.is_yielding = True
+        entry = self._entries[request.lora_int_id] = _Entry(request, replaces=victim)
         self._names[request.lora_int_id] = request
         self._threads.submit(self._load_entry, entry)
         return entry
 
+    def _num_places_taken(self) -> int:
+        """Count one for each adapter that is here or on its way; one that yields counts with its successor."""
+        return len(self._entries) + len(self._leaving) - sum(entry.is_yielding for entry in self._entries.values())
+
     @staticmethod
     def _is_evictable(entry: _Entry) -> bool:
-        return entry.adapter is not None and entry.num_leases == 0 and not entry.is_pinned
+        is_idle = entry.adapter is not None and entry.num_leases == 0
+        return is_idle and not entry.is_pinned and not entry.is_yielding
+
+    def _evict_replaced(self, entry: _Entry) -> _Entry | None:
+        """Take out the adapter whose place this one takes, unless it was removed in the meantime."""
+        victim, entry.replaces = entry.replaces, None
+        if victim is None or self._entries.get(victim.request.lora_int_id) is not victim:
+            return None
+        return self._entries.pop(victim.request.lora_int_id)
 
     def _load_entry(self, entry: _Entry) -> None:
         name = entry.request.lora_name
@@ -275,10 +287,13 @@ class HostCache:
     def _finish_loaded(self, entry: _Entry, adapter: PackedAdapter) -> None:
         with self._lock:
             entry.adapter = adapter
+            evicted = self._evict_replaced(entry)
             is_removed = entry.is_removed
             waiters, entry.waiters = entry.waiters, []
             for _waiter in waiters:
                 self._hold(entry)
+        if evicted is not None:
+            self._report_dropped(evicted, unloaded=False)
         for future in waiters:
             self._hand_out(future, entry)
         self._serve_door()
@@ -288,6 +303,8 @@ class HostCache:
     def _finish_failed(self, entry: _Entry, error: LoramuxError) -> None:
         with self._lock:
             waiters, entry.waiters = entry.waiters, []
+            if entry.replaces is not None:
+                entry.replaces.is_yielding = False
             if entry in self._leaving:
                 self._leaving.remove(entry)
             if self._entries.get(entry.request.lora_int_id) is entry:

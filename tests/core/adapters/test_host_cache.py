@@ -269,6 +269,61 @@ def test_a_pinned_adapter_is_never_evicted_until_it_is_unpinned(make_cache: Make
     assert cache.ids() == {4, 5}
 
 
+def test_an_adapter_that_cannot_be_read_evicts_nobody(disk: FakeDisk, make_cache: MakeCache) -> None:
+    cache = make_cache(capacity=2)
+    resident(cache, 1, 2)
+    disk.broken["adapter3"] = AdapterInvalid("adapter3", "is broken")
+
+    with pytest.raises(AdapterInvalid):
+        got(cache.acquire(adapter(3)))
+    resident(cache, 1, 2)
+
+    assert cache.ids() == {1, 2}
+    assert disk.num_loads == {"adapter1": 1, "adapter2": 1, "adapter3": 1}
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_who_asks_for_an_adapter_that_is_giving_up_its_place_is_served(
+    disk: FakeDisk, make_cache: MakeCache, is_broken: bool
+) -> None:
+    cache = make_cache(capacity=1)
+    resident(cache, 1)
+    if is_broken:
+        disk.broken["adapter2"] = AdapterInvalid("adapter2", "is broken")
+    disk.hold()
+    successor = cache.acquire(adapter(2))
+    first_again = cache.acquire(adapter(1))
+    assert not first_again.done()
+    assert not cache.pin(1)
+
+    disk.let_through()
+    if is_broken:
+        assert isinstance(successor.exception(PATIENCE_SECONDS), AdapterInvalid)
+    else:
+        got(successor).release()
+
+    assert got(first_again).adapter.name == "adapter1"
+    assert disk.num_loads["adapter1"] == (1 if is_broken else 2)
+
+
+def test_an_adapter_removed_while_it_gives_up_its_place_is_gone_once(disk: FakeDisk, make_cache: MakeCache) -> None:
+    events = Events()
+    cache = make_cache(capacity=1, events=events)
+    resident(cache, 1)
+    disk.hold()
+    successor = cache.acquire(adapter(2))
+
+    assert cache.remove(1)
+    disk.let_through()
+    got(successor).release()
+
+    assert [event for event in events.seen if event[1] == "adapter1"] == [
+        ("loaded", "adapter1"),
+        ("unloaded", "adapter1"),
+    ]
+    assert cache.ids() == {2}
+
+
 def test_unpinning_lets_in_who_waits_at_the_door(make_cache: MakeCache) -> None:
     cache = make_cache(capacity=1)
     resident(cache, 1)
@@ -295,8 +350,8 @@ def test_the_owner_hears_of_every_coming_and_going(make_cache: MakeCache) -> Non
 
     assert events.seen == [
         ("loaded", "adapter1"),
-        ("evicted", "adapter1"),
         ("loaded", "adapter2"),
+        ("evicted", "adapter1"),
         ("unloaded", "adapter2"),
     ]
 
