@@ -21,13 +21,14 @@ from loramux.errors import AdapterInvalid, ConfigInvalid
 from loramux.lora.plugin_manager import PluginManager
 from loramux.lora.request import LoRARequest
 from loramux.server.app import build_app, make_runner
+from loramux.server.arguments import API_KEY_VARIABLE
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
 from loramux.server.loading import show_loading
 from loramux.server.lora_modules import refused_module
 from loramux.server.screen import StartScreen, show_start
 from loramux.server.state import Server
-from loramux.server.vocabulary import Vocabulary, token_bytes
+from loramux.server.vocabulary import Vocabulary
 
 GRACE_SECONDS = 5.0
 """How long requests may go on after the first signal; then they are told that the server stops."""
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 def serve(config: ServerConfig) -> int:
     """Serve until a signal comes; raises a LoramuxError that says why when it cannot start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    _warn_of_risks(config)
+    warn(config)
     listener = bind(config.host, config.port)  # first: a port that is taken shows before minutes of loading
     with listener:
         plugins = PluginManager.start(config.plugins) if config.engine.enable_lora else None
@@ -122,7 +123,7 @@ def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegis
     return Server(
         engine=engine,
         tokenizer=engine.tokenizer,
-        vocabulary=Vocabulary(engine.tokenizer.token_text, token_bytes(engine.tokenizer.backend)),
+        vocabulary=Vocabulary(engine.tokenizer.token_text, engine.tokenizer.token_bytes),
         registry=registry,
         base_model_names=config.engine.base_model_names,
         model_root=config.engine.model,
@@ -199,7 +200,13 @@ def url_of(host: str, listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _warn_of_risks(config: ServerConfig) -> None:
+def warn(config: ServerConfig) -> None:
+    """Log what the operator may not have meant: variables without effect, and doors that are open."""
+    if not config.engine.enable_lora:
+        ignored = sorted(set(config.plugins.options.environment) - {API_KEY_VARIABLE})
+        if ignored:
+            logger.warning("without --enable-lora these have no effect: %s", ", ".join(ignored))
+        return
     if not config.allow_runtime_updates:
         return
     logger.warning(

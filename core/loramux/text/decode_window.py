@@ -9,6 +9,7 @@ all of it again at each step.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 from loramux.text.tokenizer import Tokenizer
@@ -16,7 +17,8 @@ from loramux.text.tokenizer import Tokenizer
 UNDECIDED = "\N{REPLACEMENT CHARACTER}"
 """What a decoder gives for bytes that are no character: wrong for good, or not whole yet."""
 
-MAX_CHARACTER_TOKENS = 4
+MAX_CHARACTER_BYTES = 4
+MAX_CHARACTER_TOKENS = MAX_CHARACTER_BYTES
 """UTF-8 takes four bytes at most, and a token has at least one."""
 
 MAX_UNREAD = 16
@@ -29,6 +31,9 @@ class DecodeWindow:
     This holds for every decoder whose text only grows with more tokens. The one that matters and does not is byte
     fallback, which turns a whole run of byte tokens into U+FFFD when one is wrong: characters of the run that were
     already given out then stay, and only what follows becomes U+FFFD.
+
+    A character that the output begins and does not end is left out where the bytes of its tokens are known; bytes that
+    nothing could make a character of are U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool) -> None:
@@ -52,8 +57,30 @@ class DecodeWindow:
         return ""
 
     def flush(self) -> str:
-        """Return what was held back, because no more tokens follow: characters that stayed in parts are U+FFFD."""
-        return self._give_out(len(self._unread), self._unread_text()) if self._unread else ""
+        """Return what was held back, because no more tokens follow, but for the beginning of a character."""
+        num_kept, num_begun_bytes = len(self._unread), self._num_begun_bytes()
+        while num_kept and num_begun_bytes:
+            num_bytes = len(self._tokenizer.token_bytes(self._unread[num_kept - 1]) or b"")
+            if num_bytes > num_begun_bytes:  # the token has the end of another character, too
+                break
+            num_begun_bytes -= num_bytes
+            num_kept -= 1
+        text = self._give_out(len(self._unread), self._text_after_context(self._unread[:num_kept]))
+        return text.removesuffix(UNDECIDED) if num_begun_bytes else text
+
+    def _num_begun_bytes(self) -> int:
+        """Count the last bytes that begin a character which more bytes could end; 0 where they are unknown."""
+        tail = b""
+        for token_id in reversed(self._context + self._unread):
+            raw = self._tokenizer.token_bytes(token_id)
+            if raw is None or len(tail) >= MAX_CHARACTER_BYTES:
+                break
+            tail = raw + tail
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(tail)
+        begun, _ = decoder.getstate()
+        can_end = begun.decode(errors="replace") == UNDECIDED  # not so half a surrogate, which Python keeps, too
+        return len(begun) if can_end else 0
 
     def _tail(self, prompt_token_ids: Sequence[int]) -> list[int]:
         """Find the last few tokens of the prompt that start at a whole character."""

@@ -76,7 +76,10 @@ class IncrementalDetokenizer:
             self._grow(self._window.push(token_id))
 
     def finish(self) -> str:
-        """Decide all that was held back, and return the whole final text; it may hold a last stop string."""
+        """Decide all that was held back, and return the whole final text; it may hold a last stop string.
+
+        A character that was begun and never ended is no part of it.
+        """
         if self._window is not None and self._match is None:
             self._grow(self._window.flush())
             self._num_open = 0  # nothing can grow any more

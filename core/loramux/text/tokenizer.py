@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from loramux.errors import ConfigInvalid, RequestInvalid
 from loramux.text.chat_messages import plain_messages
+from loramux.text.token_bytes import BytesOf, token_bytes
 
 # What a chat template, a program that came with the model, may raise when the messages are not what it expects.
 _TEMPLATE_FAULTS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -38,6 +39,7 @@ class Tokenizer:
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.eos_token_ids: tuple[int, ...] = () if hf.eos_token_id is None else (int(hf.eos_token_id),)
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
+        self.token_bytes: BytesOf = token_bytes(self.backend)
         self.token_text = functools.lru_cache(maxsize=65536)(self._token_text)
 
     @classmethod

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loramux.server.vocabulary import Vocabulary, token_bytes
+from loramux.server.vocabulary import Vocabulary
 from tiny_tokenizers import byte_fallback, byte_level
 
 
@@ -10,7 +10,7 @@ from tiny_tokenizers import byte_fallback, byte_level
 @pytest.mark.parametrize("text", ["na\u00efve", "\u4f60\u597d", "\U0001f9a9\u2603 x"])
 def test_the_bytes_of_all_tokens_are_the_bytes_of_the_text(make, text: str) -> None:
     tokenizer = make()
-    vocabulary = Vocabulary(tokenizer.token_text, token_bytes(tokenizer.backend))
+    vocabulary = Vocabulary(tokenizer.token_text, tokenizer.token_bytes)
 
     shown = [vocabulary.show(token_id) for token_id in tokenizer.encode(text, add_special_tokens=False)]
 
@@ -20,7 +20,7 @@ def test_the_bytes_of_all_tokens_are_the_bytes_of_the_text(make, text: str) -> N
 
 def test_a_part_of_a_character_is_named_by_its_bytes() -> None:
     tokenizer = byte_level()
-    vocabulary = Vocabulary(tokenizer.token_text, token_bytes(tokenizer.backend))
+    vocabulary = Vocabulary(tokenizer.token_text, tokenizer.token_bytes)
 
     first, *_ = (vocabulary.show(token_id) for token_id in tokenizer.encode("\U0001f9a9", add_special_tokens=False))
 
@@ -44,8 +44,3 @@ def test_a_part_whose_bytes_are_unknown_says_so() -> None:
     shown = Vocabulary(lambda _: "\ufffd").show(5)
 
     assert (shown.text, shown.raw) == ("\ufffd", None)
-
-
-def test_an_id_outside_the_vocabulary_has_no_bytes() -> None:
-    assert token_bytes(byte_level().backend)(10**6) is None
-    assert token_bytes(byte_fallback().backend)(10**6) is None

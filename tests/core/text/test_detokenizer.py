@@ -109,10 +109,19 @@ def test_a_stop_string_of_wide_characters_is_found_when_its_last_byte_comes() ->
 
 def test_a_stop_string_in_text_that_was_held_back_is_found_at_the_end() -> None:
     tokenizer = tiny_tokenizers.byte_level()
-    broken = tokenizer.encode("\u4f60", add_special_tokens=False)[:1]
+    wrong_byte = tokenizer.backend.token_to_id("\u00ff")
     detokenizer = IncrementalDetokenizer(tokenizer, [], stop=["\ufffd"])
-    assert shown_texts(detokenizer, [*letters(tokenizer, "a"), *broken]) == ["a", "a", "a"]
+    assert shown_texts(detokenizer, [*letters(tokenizer, "a"), wrong_byte]) == ["a", "a", "a"]
     assert detokenizer.stop_string == "\ufffd"
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_an_answer_cut_within_a_character_ends_before_it(kind: str) -> None:
+    tokenizer = tiny_tokenizers.KINDS[kind]()
+    *ids, _ = tokenizer.encode("a\u4f60", add_special_tokens=False)
+    detokenizer = IncrementalDetokenizer(tokenizer, [], stop=["\ufffd"])
+    assert shown_texts(detokenizer, ids)[-2:] == ["a", "a"]
+    assert detokenizer.stop_string is None
 
 
 def test_special_tokens_are_shown_only_when_asked_for() -> None:
