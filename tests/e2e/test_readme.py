@@ -43,6 +43,8 @@ async def test_the_resolver_of_the_readme_finds_a_folder(tmp_path: Path) -> None
     namespace: dict[str, type[LoRAResolver]] = {}
     exec(compile(snippet, "README.md", "exec"), namespace)
     (tmp_path / "team--one").mkdir()
+    (tmp_path / "team--one" / "adapter_config.json").touch()
+    (tmp_path / "no-adapter").mkdir()
 
     resolver = namespace["ShelfResolver"].from_config({"shelf": str(tmp_path)})
 
@@ -51,6 +53,7 @@ async def test_the_resolver_of_the_readme_finds_a_folder(tmp_path: Path) -> None
     assert found is not None
     assert found.lora_path == str(tmp_path / "team--one")
     assert await resolver.resolve_lora("base", "unknown") is None
+    assert await resolver.resolve_lora("base", "no-adapter") is None
 
 
 def test_the_resolver_of_the_readme_has_fifteen_lines() -> None:

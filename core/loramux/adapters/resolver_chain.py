@@ -24,7 +24,7 @@ from loramux.lora.request import LoRARequest
 
 logger = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_SECONDS = 5.0
+CLOSE_TIMEOUT_SECONDS = 3.0
 
 
 class ResolverChain:
@@ -81,6 +81,8 @@ class _Member:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                 await self._thread.run(self._active.resolver.aclose, self._loop())
+        except TimeoutError:
+            logger.warning("resolver did not close in time resolver=%s", self.name)
         except Exception:  # a plugin call
             logger.exception("resolver did not close resolver=%s", self.name)
         await self._thread.close()

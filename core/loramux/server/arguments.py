@@ -44,6 +44,7 @@ _LORA_OPTIONS = (
     "base_match",
 )
 
+API_KEY_VARIABLE = "LORAMUX_API_KEY"
 _UPDATING = "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING"
 
 
@@ -74,7 +75,7 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
     _refuse_without_lora(arguments)
     given = {name: value for name in ENGINE_OPTIONS if (value := getattr(arguments, name)) is not None}
     engine = EngineArgs(model=arguments.model, served_model_name=tuple(arguments.served_model_name or ()), **given)
-    key_of_environment = environment.get("LORAMUX_API_KEY")
+    key_of_environment = environment.get(API_KEY_VARIABLE)
     return ServerConfig(
         engine=engine,
         host=arguments.host,

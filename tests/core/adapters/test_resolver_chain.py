@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from loramux.adapters import resolver_chain, resolver_thread
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.errors import AdapterNotFound, ResolverDenied, ResolverFailed
 from loramux.lora.request import LoRARequest
@@ -248,3 +249,25 @@ async def test_a_closed_chain_says_so() -> None:
         pass
     with pytest.raises(ResolverFailed, match="resolver 'r0' is closed"):
         await chain.resolve("base", "sql")
+
+
+async def test_a_resolver_that_blocks_its_loop_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resolver_chain, "CLOSE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(resolver_thread, "CLOSE_TIMEOUT_SECONDS", 0.05)
+    is_blocked, go_on = threading.Event(), threading.Event()
+
+    async def block(name: str) -> object:
+        is_blocked.set()
+        go_on.wait()
+        return None
+
+    async with chain_of(Custom(block)) as chain:
+        call = asyncio.create_task(chain.resolve("base", "sql"))
+        await asyncio.to_thread(is_blocked.wait)
+        call.cancel()
+
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)] * 2
+    assert "did not close in time resolver=r0" in caplog.text and "left behind resolver=r0" in caplog.text
+    go_on.set()

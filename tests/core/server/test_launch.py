@@ -6,10 +6,13 @@ import threading
 
 import pytest
 
+from loramux.config import EngineArgs
 from loramux.errors import AdapterInvalid, ConfigInvalid
+from loramux.lora.plugin_manager import PluginConfig
 from loramux.lora.request import LoRARequest
-from loramux.server.config import LoRAModule
-from loramux.server.launch import EvictionRelay, _load_modules, bind, url_of
+from loramux.lora.resolver_options import ResolverOptions
+from loramux.server.config import LoRAModule, ServerConfig
+from loramux.server.launch import EvictionRelay, _load_modules, bind, url_of, warn
 
 
 def test_port_zero_takes_a_free_port_and_the_address_names_it() -> None:
@@ -41,6 +44,33 @@ def test_a_client_that_comes_early_waits_instead_of_being_refused() -> None:
     with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=1):
         accepted, _ = listener.accept()
         accepted.close()
+
+
+@pytest.mark.parametrize(
+    ("enable_lora", "expected"),
+    [
+        (
+            False,
+            "without --enable-lora these have no effect: LORAMUX_ALLOW_RUNTIME_LORA_UPDATING, LORAMUX_FILESYSTEM_ROOT",
+        ),
+        (True, "whoever reaches this server can load and unload adapters"),
+    ],
+)
+def test_variables_about_adapters_are_a_risk_with_lora_and_useless_without(
+    caplog: pytest.LogCaptureFixture, enable_lora: bool, expected: str
+) -> None:
+    environment = {
+        "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "LORAMUX_FILESYSTEM_ROOT": "/srv",
+        "LORAMUX_API_KEY": "k",
+    }
+    options = ResolverOptions.gather(environment=environment)
+    engine = EngineArgs(model="m", enable_lora=enable_lora)
+
+    warn(ServerConfig(engine=engine, plugins=PluginConfig(None, options), allow_runtime_updates=True))
+
+    assert expected in caplog.records[0].getMessage()
+    assert ("whoever reaches" in caplog.text) == enable_lora
 
 
 async def test_a_static_adapter_that_cannot_be_served_is_named_as_it_was_given(registry, engine) -> None:
