@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -20,6 +21,7 @@ class EngineArgs:
     """Everything that shapes an engine; names and meanings are the ones of the field's servers.
 
     model: a safetensors folder, a `.gguf` file or a Hub id. tokenizer: the same, when it lies elsewhere.
+    served_model_name: one name or several, read back as a tuple; `base_model_names` has the exact type.
     max_loras: adapter slots on the device, so how many different adapters one batch can hold.
     max_cpu_loras: adapters kept in host memory; more adapters than that in flight take turns.
     max_model_len: most tokens of one sequence, prompt and answer; None = what the model and the KV memory allow.
@@ -32,7 +34,7 @@ class EngineArgs:
 
     model: str
     tokenizer: str | None = None
-    served_model_name: tuple[str, ...] = ()
+    served_model_name: str | Sequence[str] = ()
     enable_lora: bool = False
     max_loras: int = 8
     max_lora_rank: int = 64
@@ -52,10 +54,12 @@ class EngineArgs:
 
     def __post_init__(self) -> None:
         _check_text("model", self.model)
+        if self.tokenizer is not None:
+            _check_text("tokenizer", self.tokenizer)
+        object.__setattr__(self, "served_model_name", _checked_names("served_model_name", self.served_model_name))
         self._check_counts()
         self._check_choices()
-        if not 0 < self.memory_utilization <= 1:
-            raise ConfigInvalid(f"memory_utilization must be in (0, 1], got {self.memory_utilization!r}")
+        _check_share("memory_utilization", self.memory_utilization)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ConfigInvalid(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -75,7 +79,8 @@ class EngineArgs:
     @property
     def base_model_names(self) -> tuple[str, ...]:
         """The names under which the base model answers; the first one is the parent of every adapter."""
-        return self.served_model_name or (self.model,)
+        names = self.served_model_name
+        return names if names and isinstance(names, tuple) else (self.model,)
 
     def _check_counts(self) -> None:
         _check_int("max_loras", self.max_loras, at_least=1)
@@ -91,6 +96,10 @@ class EngineArgs:
                 _check_int(name, value, at_least=1)
 
     def _check_choices(self) -> None:
+        for name in ("enable_lora", "enable_prefix_caching"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigInvalid(f"{name} must be True or False, got {value!r}")
         for name, accepted in (("dtype", DTypeName), ("device", DeviceName), ("base_match", BaseMatch)):
             value = getattr(self, name)
             if value not in get_args(accepted):
@@ -121,6 +130,18 @@ class StartupSummary:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise ConfigInvalid(f"{name} must be a non-empty string, got {value!r}")
+
+
+def _checked_names(name: str, value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) and one for one in names):
+        raise ConfigInvalid(f"{name} must be a non-empty string or a list of non-empty strings, got {value!r}")
+    return tuple(names)
+
+
+def _check_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigInvalid(f"{name} must be a number in (0, 1], got {value!r}")
 
 
 def _check_int(name: str, value: object, *, at_least: int, at_most: int | None = None) -> None:

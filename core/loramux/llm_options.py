@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from loramux.config import BaseMatch, DeviceName, DTypeName
@@ -11,7 +12,7 @@ class LLMOptions(TypedDict, total=False):
     """What LLM takes besides the model; see EngineArgs for the meanings and defaults."""
 
     tokenizer: str | None
-    served_model_name: tuple[str, ...]
+    served_model_name: str | Sequence[str]
     enable_lora: bool
     max_loras: int
     max_lora_rank: int

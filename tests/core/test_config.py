@@ -19,6 +19,13 @@ from loramux.llm_options import LLMOptions
     [
         ("model", "", "a non-empty string"),
         ("model", None, "a non-empty string"),
+        ("tokenizer", "", "a non-empty string"),
+        *[
+            ("served_model_name", value, "a list of non-empty strings")
+            for value in ("", ["a", ""], {"a"}, ("a", 1), None)
+        ],
+        *[("enable_lora", value, "True or False") for value in ("False", 1, None)],
+        ("enable_prefix_caching", 0, "True or False"),
         ("max_loras", 0, "an integer of at least 1"),
         ("max_loras", 1.5, "an integer of at least 1"),
         ("max_loras", True, "an integer of at least 1"),
@@ -35,6 +42,9 @@ from loramux.llm_options import LLMOptions
         ("memory_utilization", 0, "in (0, 1]"),
         ("memory_utilization", 1.01, "in (0, 1]"),
         ("memory_utilization", float("nan"), "in (0, 1]"),
+        ("memory_utilization", "x", "a number in (0, 1]"),
+        ("memory_utilization", True, "a number in (0, 1]"),
+        ("memory_utilization", None, "a number in (0, 1]"),
         ("dtype", "float64", "one of auto, float32, bfloat16, float16"),
         ("device", "tpu", "one of auto, cpu, cuda"),
         ("base_match", "maybe", "one of exact, basename, off"),
@@ -69,6 +79,11 @@ def test_host_memory_holds_at_least_what_the_slots_hold(
 def test_the_base_answers_to_its_served_names_or_else_its_own() -> None:
     assert EngineArgs(model="m").base_model_names == ("m",)
     assert EngineArgs(model="m", served_model_name=("a", "b")).base_model_names == ("a", "b")
+
+
+@pytest.mark.parametrize(("given", "names"), [("abc", ("abc",)), (["a", "b"], ("a", "b")), ([], ("m",))])
+def test_one_served_name_may_be_given_bare(given: str | list[str], names: tuple[str, ...]) -> None:
+    assert EngineArgs(model="m", served_model_name=given).base_model_names == names
 
 
 @pytest.mark.parametrize("value", ["exact", "basename", "off"])
