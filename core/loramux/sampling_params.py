@@ -77,9 +77,13 @@ class SamplingParams:
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that a model with this vocabulary does not have; RequestInvalid names them."""
+        known = f"token ids from 0 to {vocab_size - 1}"
         for token_id in self.logit_bias or ():
             if token_id >= vocab_size:
-                raise _refusal("logit_bias", token_id, f"keyed by token ids from 0 to {vocab_size - 1}")
+                raise _refusal("logit_bias", token_id, f"keyed by {known}")
+        for token_id in self.stop_token_ids or ():
+            if token_id >= vocab_size:
+                raise _refusal("stop_token_ids", token_id, known)
 
     def _check_numbers(self) -> None:
         for field in ("presence_penalty", "frequency_penalty"):

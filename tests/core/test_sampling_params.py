@@ -114,6 +114,14 @@ def test_a_bias_on_a_token_the_model_lacks_is_refused() -> None:
         params.check_vocabulary(10)
 
 
+def test_a_stop_token_that_the_model_lacks_is_refused() -> None:
+    params = SamplingParams(stop_token_ids=[3, 10])
+    params.check_vocabulary(11)
+    with pytest.raises(RequestInvalid, match=r"^stop_token_ids must be token ids from 0 to 9, got 10$") as refused:
+        params.check_vocabulary(10)
+    assert refused.value.param == "stop_token_ids"
+
+
 @pytest.mark.parametrize(("temperature", "greedy"), [(0.0, True), (1e-6, True), (1e-5, False), (1.0, False)])
 def test_greedy_means_a_temperature_of_zero_or_next_to_it(temperature: float, greedy: bool) -> None:
     assert SamplingParams(temperature=temperature).is_greedy is greedy

@@ -28,6 +28,9 @@ LARGEST_TOKEN_ID = 2**31 - 1
 _UNSERVED: Mapping[str, tuple[object, ...]] = {
     "best_of": (None, 1),
     "use_beam_search": (None, False),
+    "length_penalty": (None, 1),
+    "early_stopping": (None, False),
+    "priority": (None, 0),
     "suffix": (None, ""),
     "response_format": (None, {"type": "text"}),
     "structured_outputs": (None, {}),
@@ -39,6 +42,15 @@ _UNSERVED: Mapping[str, tuple[object, ...]] = {
     "documents": (None, []),
     "tools": (None, []),
     "functions": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "function_call": (None, "none", "auto"),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+    "reasoning_effort": (None,),
+    "include_reasoning": (None, True),
+    "verbosity": (None, "medium"),
     "continue_final_message": (None, False),
     "chat_template": (None,),
     "chat_template_kwargs": (None, {}),
@@ -46,6 +58,13 @@ _UNSERVED: Mapping[str, tuple[object, ...]] = {
     "allowed_token_ids": (None,),
     "bad_words": (None, []),
     "prompt_embeds": (None,),
+    "detokenize": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "return_token_ids": (None, False),
+    "return_tokens_as_token_ids": (None, False),
+    "logprob_token_ids": (None, []),
+    "echo": (None, False),  # this one and the next are served for completions, and are no extra fields there
+    "add_special_tokens": (None, False),
 }
 """Fields that would change the answer, each with the values that change nothing."""
 

@@ -76,6 +76,26 @@ def test_fields_that_nobody_knows_are_accepted() -> None:
         ("structured_outputs", {"choice": ["yes"]}),
         ("logits_processors", ["x"]),
         ("documents", [{"text": "x"}]),
+        ("length_penalty", 0.5),
+        ("early_stopping", True),
+        ("priority", -1),
+        ("tool_choice", "required"),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
+        ("function_call", {"name": "f"}),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("web_search_options", {}),
+        ("reasoning_effort", "low"),
+        ("include_reasoning", False),
+        ("verbosity", "low"),
+        ("detokenize", False),
+        ("spaces_between_special_tokens", False),
+        ("return_token_ids", True),
+        ("return_tokens_as_token_ids", True),
+        ("logprob_token_ids", [5]),
+        ("echo", True),
+        ("add_special_tokens", True),
     ],
 )
 def test_fields_that_would_change_the_answer_are_refused_by_name(name: str, value: object) -> None:
@@ -86,10 +106,33 @@ def test_fields_that_would_change_the_answer_are_refused_by_name(name: str, valu
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("best_of", 1), ("suffix", None), ("response_format", {"type": "text"}), ("tools", [])]
+    ("name", "value"),
+    [
+        ("best_of", 1),
+        ("suffix", None),
+        ("response_format", {"type": "text"}),
+        ("tools", []),
+        ("length_penalty", 1.0),
+        ("early_stopping", False),
+        ("priority", 0),
+        *[(name, value) for name in ("tool_choice", "function_call") for value in ("none", "auto")],
+        ("modalities", ["text"]),
+        ("include_reasoning", True),
+        ("verbosity", "medium"),
+        ("detokenize", True),
+        ("spaces_between_special_tokens", True),
+        ("return_token_ids", False),
+        ("return_tokens_as_token_ids", False),
+        ("echo", False),
+        ("add_special_tokens", False),
+    ],
 )
 def test_the_same_fields_are_accepted_where_they_change_nothing(name: str, value: object) -> None:
     chat(**{name: value})
+
+
+def test_an_unserved_field_of_a_chat_may_be_served_for_completions() -> None:
+    assert completion(echo=True, add_special_tokens=True).echo
 
 
 @pytest.mark.parametrize(
