@@ -24,6 +24,30 @@ class RequestInvalid(LoramuxError):
         self.code = code
 
 
+class ContextLengthExceeded(RequestInvalid):
+    """A prompt and its answer can never fit into the context; `of_tokens` and `of_bytes` say how they are too long."""
+
+    def __init__(self, context: int, excess: str, *, param: str = "prompt") -> None:
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, {excess}. Please reduce the length.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+    @classmethod
+    def of_tokens(
+        cls, context: int, *, num_prompt: int, num_answer: int, param: str = "prompt"
+    ) -> ContextLengthExceeded:
+        """Say how many tokens were asked for, where both numbers are known."""
+        asked = f"{num_prompt + num_answer} tokens ({num_prompt} in the prompt, {num_answer} in the completion)"
+        return cls(context, f"you requested {asked}", param=param)
+
+    @classmethod
+    def of_bytes(cls, context: int, *, nbytes: int) -> ContextLengthExceeded:
+        """Say how long the text is, where it is too long to be encoded at all."""
+        return cls(context, f"your prompt of {nbytes} bytes has more than {context} tokens")
+
+
 class AdapterNotFound(LoramuxError):
     """No active source knows an adapter of this name."""
 

@@ -20,7 +20,15 @@ from loramux.engine.answers import Answer, RequestGroup
 from loramux.engine.block_pool import BlockPool
 from loramux.engine.prompts import Prompt, tokenize_prompt
 from loramux.engine.scheduler import Scheduler
-from loramux.errors import ConfigInvalid, EngineDead, EngineOverloaded, LoramuxError, RequestFailed, RequestInvalid
+from loramux.errors import (
+    ConfigInvalid,
+    ContextLengthExceeded,
+    EngineDead,
+    EngineOverloaded,
+    LoramuxError,
+    RequestFailed,
+    RequestInvalid,
+)
 from loramux.lora.request import LoRARequest
 from loramux.model.loader import load_model, locate
 from loramux.model.runner import ModelRunner, SequenceResult
@@ -390,11 +398,7 @@ class LLMEngine:
 
     def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         if num_prompt_tokens >= self.max_model_len:
-            num_asked = 1 if params.max_tokens is None else params.max_tokens
-            raise RequestInvalid(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
-                f"{num_prompt_tokens + num_asked} tokens ({num_prompt_tokens} in the prompt, {num_asked} in the "
-                "completion). Please reduce the length.",
-                param="prompt",
-                code="context_length_exceeded",
+            num_answer = 1 if params.max_tokens is None else params.max_tokens
+            raise ContextLengthExceeded.of_tokens(
+                self.max_model_len, num_prompt=num_prompt_tokens, num_answer=num_answer
             )

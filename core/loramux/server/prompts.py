@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from loramux.errors import RequestInvalid
+from loramux.errors import ContextLengthExceeded, RequestInvalid
 from loramux.server.protocol import LARGEST_TOKEN_ID, MAX_PROMPTS, ChatCompletionRequest, CompletionRequest
 from loramux.server.state import Server
 
@@ -70,12 +70,8 @@ def check_fits(prompts: Sequence[Prompt], *, max_tokens: int | None, max_model_l
     for prompt in prompts:
         num_prompt, num_answer = len(prompt.token_ids), 1 if max_tokens is None else max_tokens
         if num_prompt + num_answer > max_model_len:
-            raise RequestInvalid(
-                f"This model's maximum context length is {max_model_len} tokens. However, you requested "
-                f"{num_prompt + num_answer} tokens ({num_prompt} in the prompt, {num_answer} in the completion). "
-                "Please reduce the length.",
-                param=param,
-                code="context_length_exceeded",
+            raise ContextLengthExceeded.of_tokens(
+                max_model_len, num_prompt=num_prompt, num_answer=num_answer, param=param
             )
 
 

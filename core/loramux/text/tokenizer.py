@@ -16,7 +16,7 @@ import tokenizers
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from loramux.errors import ConfigInvalid, RequestInvalid
+from loramux.errors import ConfigInvalid, ContextLengthExceeded, RequestInvalid
 from loramux.text.chat_messages import plain_messages
 from loramux.text.token_bytes import BytesOf, token_bytes
 
@@ -60,8 +60,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True, *, context: int | None = None) -> list[int]:
         """Turn text into token ids, without holding the interpreter's lock.
 
-        Raises RequestInvalid when the text is not valid Unicode, and, before any work, when it is so long that it can
-        never fit into `context` tokens.
+        Raises RequestInvalid when the text is not valid Unicode, and ContextLengthExceeded, before any work, when it is
+        so long that it can never fit into `context` tokens.
         """
         try:
             nbytes = len(text.encode())
@@ -70,12 +70,7 @@ class Tokenizer:
                 f"prompt must be valid Unicode text, got a lone surrogate at character {exc.start}", param="prompt"
             ) from exc
         if context is not None and nbytes > context * self._longest_token_nbytes:
-            raise RequestInvalid(
-                f"This model's maximum context length is {context} tokens. However, your prompt of {nbytes} bytes has "
-                f"more than {context} tokens. Please reduce the length.",
-                param="prompt",
-                code="context_length_exceeded",
-            )
+            raise ContextLengthExceeded.of_bytes(context, nbytes=nbytes)
         # the batch form lets other threads run; the single one keeps the interpreter's lock for the whole text
         (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids

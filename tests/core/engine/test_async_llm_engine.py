@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loramux import AsyncLLMEngine, LoRARequest, RequestOutput, SamplingParams
-from loramux.errors import AdapterInvalid, EngineDead, RequestInvalid
+from loramux.errors import AdapterInvalid, ContextLengthExceeded, EngineDead, RequestInvalid
 from tiny_engines import Reference, assert_idle, engine_args, greedy, kv_bytes
 
 MakeAdapter = Callable[..., Path]
@@ -137,7 +137,7 @@ async def test_a_refused_second_request_does_not_end_the_first_of_its_id(engine:
 
 
 async def test_errors_are_raised_to_the_reader(engine: AsyncLLMEngine, tmp_path: Path) -> None:
-    with pytest.raises(RequestInvalid, match="maximum context length"):
+    with pytest.raises(ContextLengthExceeded, match="maximum context length"):
         await last(engine.generate([1] * 1000, greedy(), "long"))
     with pytest.raises(AdapterInvalid, match="adapter 'nowhere'"):
         await last(engine.generate(PROMPT, greedy(), "x", LoRARequest("nowhere", 7, str(tmp_path / "nowhere"))))

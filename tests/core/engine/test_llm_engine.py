@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from loramux import LLMEngine, LoRARequest, RequestOutput, SamplingParams
 from loramux.batch import ScheduledBatch
-from loramux.errors import AdapterInvalid, ConfigInvalid, EngineDead, EngineOverloaded, RequestFailed, RequestInvalid
+from loramux.errors import (
+    AdapterInvalid,
+    ConfigInvalid,
+    ContextLengthExceeded,
+    EngineDead,
+    EngineOverloaded,
+    RequestFailed,
+    RequestInvalid,
+)
 from loramux.model.runner import ModelRunner, SequenceResult
 from loramux.model.sampler import SamplingRow
 from tiny_engines import Reference, answer, assert_idle, engine_args, greedy, kv_bytes, run
@@ -193,7 +201,7 @@ def test_max_tokens_beyond_the_context_ends_with_it(make_engine: MakeEngine, ref
 def test_a_prompt_that_can_never_fit_is_refused_at_once_with_numbers(make_engine: MakeEngine, length: int) -> None:
     engine = make_engine(max_model_len=12)
 
-    with pytest.raises(RequestInvalid) as caught:
+    with pytest.raises(ContextLengthExceeded) as caught:
         engine.add_request("x", [5] * length, greedy(7))
 
     message = str(caught.value)

@@ -7,6 +7,7 @@ from loramux.errors import (
     AdapterInvalid,
     AdapterNotFound,
     ConfigInvalid,
+    ContextLengthExceeded,
     EngineDead,
     EngineOverloaded,
     PluginError,
@@ -24,7 +25,7 @@ RETRIED_BY_CLIENTS = {408, 409, 429}
     [
         (RequestInvalid("x", param="n"), 400, "invalid_request_error", "invalid_value", "n"),
         (
-            RequestInvalid("x", param="prompt", code="context_length_exceeded"),
+            ContextLengthExceeded.of_tokens(8, num_prompt=8, num_answer=1),
             400,
             "invalid_request_error",
             "context_length_exceeded",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loramux.errors import RequestInvalid
+from loramux.errors import ContextLengthExceeded, RequestInvalid
 from loramux.server.prompts import Prompt, check_fits, parse_prompts
 
 
@@ -50,7 +50,7 @@ def test_what_just_fits_is_taken(num_prompt: int, max_tokens: int | None) -> Non
 
 @pytest.mark.parametrize(("num_prompt", "max_tokens", "total"), [(91, 10, 101), (100, None, 101), (101, 0, 101)])
 def test_what_can_never_fit_is_refused_with_the_numbers(num_prompt: int, max_tokens: int | None, total: int) -> None:
-    with pytest.raises(RequestInvalid, match=f"length is 100 tokens.*requested {total} tokens") as caught:
+    with pytest.raises(ContextLengthExceeded, match=f"length is 100 tokens.*requested {total} tokens") as caught:
         check_fits([Prompt([1] * num_prompt)], max_tokens=max_tokens, max_model_len=100, param="messages")
 
     assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")

@@ -11,7 +11,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny_tokenizers
-from loramux.errors import ConfigInvalid, RequestInvalid
+from loramux.errors import ConfigInvalid, ContextLengthExceeded, RequestInvalid
 from loramux.text.tokenizer import Tokenizer
 
 TEMPLATE = (
@@ -168,7 +168,7 @@ def test_text_that_can_never_fit_is_refused_before_it_is_encoded() -> None:
     tokenizer = tiny_tokenizers.byte_level()
     longest = max(len(token.encode()) for token in tokenizer.backend.get_vocab())
 
-    with pytest.raises(RequestInvalid, match="maximum context length is 10 tokens") as refused:
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 10 tokens") as refused:
         tokenizer.encode("x" * (10 * longest + 1), context=10)
 
     assert refused.value.code == "context_length_exceeded"
