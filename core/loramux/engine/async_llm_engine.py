@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from loramux.adapters.host_cache import give_up
 from loramux.config import EngineArgs, StartupSummary
-from loramux.engine.llm_engine import EventListener, LLMEngine
+from loramux.engine.adapter_pool import EventListener
+from loramux.engine.llm_engine import LLMEngine
 from loramux.engine.prompts import Prompt
 from loramux.errors import EngineDead, LoramuxError
 from loramux.lora.request import LoRARequest
@@ -132,9 +133,8 @@ class AsyncLLMEngine:
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Bring an adapter into host memory, waiting for room; False when it was there. Raises AdapterInvalid."""
         self._check_alive()
-        is_new = lora_request.lora_int_id not in self._engine.host_cache.ids()
-        self._engine.check_lora_enabled(lora_request)
-        future = self._engine.host_cache.acquire(lora_request)
+        is_new = lora_request.lora_int_id not in self._engine.list_loras()
+        future = self._engine.adapters.acquire(lora_request)
         try:
             await asyncio.wrap_future(future)
         finally:

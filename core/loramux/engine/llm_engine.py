@@ -11,24 +11,16 @@ import random
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-from loramux.adapters.host_cache import HostCache, Lease, give_up
-from loramux.adapters.slots import SlotTable
+from loramux.adapters.host_cache import Lease, give_up
 from loramux.batch import ScheduledBatch
 from loramux.config import EngineArgs, StartupSummary
-from loramux.engine.adapter_loader import AdapterLoader
+from loramux.engine.adapter_pool import AdapterPool, EventListener
 from loramux.engine.answers import Answer, RequestGroup
 from loramux.engine.block_pool import BlockPool
 from loramux.engine.prompts import Prompt, tokenize_prompt
 from loramux.engine.scheduler import Scheduler
-from loramux.errors import (
-    ConfigInvalid,
-    ContextLengthExceeded,
-    EngineDead,
-    EngineOverloaded,
-    LoramuxError,
-    RequestFailed,
-    RequestInvalid,
-)
+from loramux.engine.startup import log_start, summarize
+from loramux.errors import ContextLengthExceeded, EngineDead, LoramuxError, RequestFailed, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.loader import load_model, locate
 from loramux.model.runner import ModelRunner, SequenceResult
@@ -40,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3  # in a row; after that the engine is taken to be broken, not its requests
 ADAPTER_WAIT_SECONDS = 1.0
-EventListener = Callable[[str, LoRARequest], None]
 
 
 class LLMEngine:
@@ -61,7 +52,8 @@ class LLMEngine:
         self.tokenizer = Tokenizer.load(source.location, gguf_file=source.gguf_file)
         self.eos_token_ids = loaded.eos_token_ids | frozenset(self.tokenizer.eos_token_ids)
         self.max_model_len = self.runner.max_model_len
-        self.slots = SlotTable(args.max_loras)
+        self.adapters = AdapterPool(self.runner, args, on_event=on_adapter_event)
+        self.slots = self.adapters.slots
         self.block_pool = BlockPool(num_blocks=self.runner.kv_cache.num_blocks, block_size=args.block_size)
         self.scheduler = Scheduler(
             block_pool=self.block_pool,
@@ -71,14 +63,12 @@ class LLMEngine:
             slot_wait_limit=args.slot_wait_limit,
             enable_prefix_caching=args.enable_prefix_caching,
         )
-        loader = AdapterLoader(self.runner.base, self.runner.loaded, args, on_event=on_adapter_event)
-        self.host_cache = HostCache(capacity=args.host_loras, load=loader.load, listener=loader)
         self._random = random.Random(args.seed)
         self._groups: dict[str, RequestGroup] = {}
         self._sequences: dict[str, tuple[RequestGroup, Answer]] = {}
         self._awaiting_adapter: dict[str, Future[Lease]] = {}
         self._num_failed_steps = 0
-        self._log_start(self.summary())
+        log_start(self.summary())
 
     @classmethod
     def from_engine_args(cls, engine_args: EngineArgs) -> LLMEngine:
@@ -87,37 +77,7 @@ class LLMEngine:
 
     def summary(self) -> StartupSummary:
         """Say what the arguments came to."""
-        args, cache = self.args, self.runner.kv_cache
-        num_loras = args.max_loras if args.enable_lora else 0
-        kv_tokens = cache.num_blocks * cache.block_size
-        return StartupSummary(
-            model=args.model,
-            device=str(self.runner.loaded.device),
-            dtype=str(self.runner.loaded.dtype).removeprefix("torch."),
-            max_model_len=self.max_model_len,
-            kv_tokens=kv_tokens,
-            kv_bytes=kv_tokens * self.runner.kv_bytes_per_token,
-            max_num_seqs=args.max_num_seqs,
-            max_loras=num_loras,
-            max_lora_rank=args.max_lora_rank if num_loras else 0,
-            max_cpu_loras=args.host_loras if num_loras else 0,
-        )
-
-    @staticmethod
-    def _log_start(summary: StartupSummary) -> None:
-        logger.info(
-            "engine started model=%s device=%s dtype=%s kv_tokens=%d kv_bytes=%d full_sequences=%d max_model_len=%d "
-            "max_num_seqs=%d max_loras=%d",
-            summary.model,
-            summary.device,
-            summary.dtype,
-            summary.kv_tokens,
-            summary.kv_bytes,
-            summary.num_full_sequences,
-            summary.max_model_len,
-            summary.max_num_seqs,
-            summary.max_loras,
-        )
+        return summarize(self.runner, self.args)
 
     # --- requests
 
@@ -143,8 +103,7 @@ class LLMEngine:
         if lora_request is None:
             self._start(group)
         else:
-            self.check_lora_enabled(lora_request)
-            future = self._awaiting_adapter[request_id] = self.host_cache.acquire(lora_request)
+            future = self._awaiting_adapter[request_id] = self.adapters.acquire(lora_request)
             if self._on_adapter_ready is not None:
                 wake = self._on_adapter_ready
                 future.add_done_callback(lambda _future: wake())
@@ -187,45 +146,22 @@ class LLMEngine:
 
     def add_lora(self, lora_request: LoRARequest) -> bool:
         """Bring an adapter into host memory; False when it was there. Raises AdapterInvalid."""
-        self.check_lora_enabled(lora_request)
-        if not self.host_cache.has_room(lora_request):
-            raise EngineOverloaded(
-                f"adapter {lora_request.lora_name!r} cannot be loaded now: all {self.host_cache.capacity} adapters in "
-                "host memory are in use (max_cpu_loras)"
-            )
-        is_new = lora_request.lora_int_id not in self.host_cache.ids()
-        self.host_cache.acquire(lora_request).result().release()
-        return is_new
+        return self.adapters.add(lora_request)
 
     def remove_lora(self, lora_int_id: int) -> bool:
         """Unload an adapter; requests that use it finish first. False when the id is unknown."""
-        removed = self.host_cache.remove(lora_int_id)
-        for digest in self.slots.digests():
-            self._retire_unless_loaded(digest)
-        return removed
+        return self.adapters.remove(lora_int_id)
 
     def list_loras(self) -> set[int]:
         """Return the ids of the adapters in host memory."""
-        return self.host_cache.ids()
+        return self.adapters.ids()
 
     def pin_lora(self, lora_int_id: int) -> bool:
         """Keep a loaded adapter in host memory, and in its slot once it is there. False when it is not loaded.
 
         Raises RequestInvalid when pinning it would leave no slot, or no place in host memory, for the others.
         """
-        adapter = self.host_cache.adapter(lora_int_id)
-        if adapter is None:
-            return False
-        if not self.slots.pin(adapter.digest):
-            raise RequestInvalid(
-                f"adapter id {lora_int_id} cannot be pinned: one of {self.args.max_loras} slots must stay unpinned",
-                param="lora_int_id",
-            )
-        try:
-            return self.host_cache.pin(lora_int_id)
-        finally:
-            if not self.host_cache.has_content(adapter.digest, pinned=True):
-                self.slots.unpin(adapter.digest)
+        return self.adapters.pin(lora_int_id)
 
     def counters(self) -> dict[str, int]:
         """What is held right now; all but free_blocks are 0 when nothing runs."""
@@ -233,7 +169,7 @@ class LLMEngine:
             "free_blocks": self.block_pool.num_free,
             "used_blocks": self.block_pool.num_blocks - self.block_pool.num_free,
             "slots_in_use": self.slots.num_in_use,
-            "leases": self.host_cache.num_leases,
+            "leases": self.adapters.host_cache.num_leases,
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting) + len(self._awaiting_adapter),
         }
@@ -244,7 +180,7 @@ class LLMEngine:
             for request_id in list(self._groups):
                 self.abort_request(request_id)
         finally:
-            self.host_cache.close()
+            self.adapters.close()
 
     # --- inside a step
 
@@ -275,8 +211,9 @@ class LLMEngine:
 
     def _run(self, batch: ScheduledBatch) -> list[RequestOutput]:
         try:
-            self._place_adapters(batch)
-            rows = {s.request_id: self._sequences[s.request_id][1].sampling for s in batch.sequences}
+            under_way = [self._sequences[sequence.request_id] for sequence in batch.sequences]
+            self.adapters.place(batch.slot_loads, (group.lease for group, _answer in under_way))
+            rows = {answer.request.request_id: answer.sampling for _group, answer in under_way}
             results = self.runner.execute(batch, rows)
         except Exception as exc:
             # the border: a step that fails ends the requests in it, and no other
@@ -287,17 +224,6 @@ class LLMEngine:
             raise
         self._num_failed_steps = 0
         return self._update(batch, results)
-
-    def _place_adapters(self, batch: ScheduledBatch) -> None:
-        if not batch.slot_loads:
-            return
-        wanted = {load.digest: load.slot for load in batch.slot_loads}
-        for sequence in batch.sequences:
-            lease = self._sequences[sequence.request_id][0].lease
-            slot = None if lease is None else wanted.pop(lease.adapter.digest, None)
-            if lease is not None and slot is not None:
-                self.runner.place_adapter(slot, lease.adapter)
-        assert not wanted, "a slot load without a sequence"
 
     def _update(self, batch: ScheduledBatch, results: dict[str, SequenceResult]) -> list[RequestOutput]:
         changed: dict[str, RequestGroup] = {}
@@ -356,14 +282,13 @@ class LLMEngine:
             group, answer = self._sequences[sequence.request_id]
             self.scheduler.forget_step(answer.request)
             groups.append(group)
-        for load in batch.slot_loads:
-            self.slots.retire(load.digest)
+        self.adapters.forget(batch.slot_loads)
         return groups
 
     def _finish_sequence(self, answer: Answer) -> None:
         self.scheduler.finish(answer.request)
         self._sequences.pop(answer.request.request_id, None)
-        self._clear_vacated()
+        self.adapters.clear_vacated()
 
     def _close(self, group: RequestGroup) -> None:
         """Forget a request that has ended, and let go of its adapter."""
@@ -372,29 +297,7 @@ class LLMEngine:
         if future is not None:
             give_up(future)
         if group.lease is not None:
-            self._retire_unless_loaded(group.lease.adapter.digest)
-            group.lease.release()
-
-    def _retire_unless_loaded(self, digest: str) -> None:
-        """Free the slot of unloaded content, now or after its last sequence; another id may have the same content."""
-        if not self.host_cache.has_content(digest, pinned=True):
-            self.slots.unpin(digest)
-        if not self.host_cache.has_content(digest):
-            self.slots.retire(digest)
-            self._clear_vacated()
-
-    def _clear_vacated(self) -> None:
-        for slot in self.slots.take_vacated():
-            self.runner.clear_slot(slot)
-
-    # --- checks
-
-    def check_lora_enabled(self, lora_request: LoRARequest) -> None:
-        """Raise ConfigInvalid when this engine serves no adapters."""
-        if not self.args.enable_lora:
-            raise ConfigInvalid(
-                f"adapter {lora_request.lora_name!r} was asked for, but the engine runs without enable_lora=True"
-            )
+            self.adapters.release(group.lease)
 
     def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         if num_prompt_tokens >= self.max_model_len:

@@ -161,8 +161,8 @@ async def test_abort_ends_the_reader_with_a_last_output(engine: AsyncLLMEngine) 
 
 async def test_add_lora_loads_once_for_all_who_ask(engine: AsyncLLMEngine, adapter: LoRARequest) -> None:
     loads: list[LoRARequest] = []
-    load = engine._engine.host_cache._load
-    engine._engine.host_cache._load = lambda request: (loads.append(request), load(request))[1]
+    load = engine._engine.adapters.host_cache._load
+    engine._engine.adapters.host_cache._load = lambda request: (loads.append(request), load(request))[1]
 
     news = await asyncio.gather(*(engine.add_lora(adapter) for _ in range(5)))
 

@@ -524,7 +524,7 @@ def test_an_abort_frees_everything_in_every_state(
     assert output is not None
     assert output.finished
     assert [completion.finish_reason for completion in output.outputs] == ["abort", "abort"]
-    engine.host_cache.close()  # a load that was under way has ended
+    engine.adapters.host_cache.close()  # a load that was under way has ended
     assert_idle(engine)
     assert engine.abort_request("x") is None
 
@@ -830,7 +830,7 @@ def test_the_last_slot_cannot_be_pinned(make_engine: MakeEngine, make_adapter: M
 
 
 def slab_of(engine: LLMEngine, adapter_id: int) -> weakref.ref[torch.Tensor]:
-    adapter = engine.host_cache.adapter(adapter_id)
+    adapter = engine.adapters.host_cache.adapter(adapter_id)
     assert adapter is not None
     return weakref.ref(adapter.slab)
 
