@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
+from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.errors import AdapterInvalid, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.outputs import CompletionOutput, Logprob, RequestOutput
@@ -57,6 +58,10 @@ class FakeEngine:
             raise self.refusals[request.lora_name]
         self.loaded[request.lora_int_id] = request
         return True
+
+    async def load_adapter(self, request: LoRARequest) -> LoadedAdapter:
+        await self.add_lora(request)
+        return LoadedAdapter(f"digest of {request.lora_path}", 1, 1)
 
     async def remove_lora(self, lora_int_id: int) -> bool:
         return self.loaded.pop(lora_int_id, None) is not None

@@ -56,6 +56,14 @@ class AdapterNotFound(LoramuxError):
         self.name = name
 
 
+class AdapterLoading(LoramuxError):
+    """The adapter is on its way, but takes longer than a request may wait; asking again soon will find it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"adapter {name!r} is still loading")
+        self.name = name
+
+
 class AdapterInvalid(LoramuxError):
     """The adapter exists, but cannot be served; `code` is one of ADAPTER_CODES."""
 

@@ -38,7 +38,7 @@ async def engine(tiny_llama: Path) -> AsyncIterator[AsyncLLMEngine]:
 
 @pytest.fixture
 async def url(engine: AsyncLLMEngine, tiny_llama: Path, make_adapter: Callable[..., Path]) -> AsyncIterator[str]:
-    registry = AdapterRegistry(["tiny"], ResolverChain([]), load=engine.add_lora, unload=engine.remove_lora)
+    registry = AdapterRegistry(["tiny"], ResolverChain([]), load=engine.load_adapter, unload=engine.remove_lora)
     for seed, name in enumerate(("left", "right")):
         await registry.add(name, str(make_adapter(f"disconnect/{name}", seed=seed)), origin="static")
     server = Server(

@@ -8,6 +8,7 @@ what was read is still what the folder holds.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from loramux.adapters.refusal import Refusal
-from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME
+from loramux.lora.remote import ADAPTER_FILE_NAMES, CONFIG_NAME, WEIGHTS_NAME
 
 _PICKLE_NAME = "adapter_model.bin"
 _SHARDS_NAME = "adapter_model.safetensors.index.json"
@@ -96,6 +97,15 @@ def open_adapter_files(folder: Path, allowed_root: Path | None = None) -> Iterat
         config = _open_file(CONFIG_NAME, descriptor, no_follow, stack)
         weights = _open_file(WEIGHTS_NAME, descriptor, no_follow, stack)
         yield AdapterFiles(config, weights, descriptor)
+
+
+def folder_revision(folder: Path) -> str:
+    """Name the present version of a local folder by its files' fingerprints; "" when there is nothing to name."""
+    try:
+        stats = [(folder.expanduser() / name).stat() for name in ADAPTER_FILE_NAMES]
+    except (OSError, ValueError):
+        return ""
+    return hashlib.sha256(repr([_fingerprint(status) for status in stats]).encode()).hexdigest()
 
 
 def _open_folder(folder: Path, allowed_root: Path | None) -> int:

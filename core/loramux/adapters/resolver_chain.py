@@ -1,153 +1,142 @@
 """ResolverChain: asks the active resolvers, one after the other, who knows an adapter.
 
-The first answer wins. An error ends the search, so that the outage of a private source is never answered by a public
-namesake. What a resolver returns is not trusted: name, type and folder are checked before anything is read.
+The first answer wins. "Not mine" leads to the next one; a fault ends the search, so that the outage of a private source
+is never answered by a public namesake. A resolver may be told to let others go on (`on_error=continue`): then a name
+that nobody else knows is unavailable, never "not found".
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Protocol
 
+from loramux.adapters.adapter_files import folder_revision
 from loramux.adapters.adapter_name import is_adapter_name
-from loramux.adapters.client_loop import client_loop
-from loramux.adapters.resolver_thread import ResolverThread
-from loramux.errors import AdapterNotFound, ResolverDenied, ResolverFailed
+from loramux.adapters.resolution import Found, Trace, Verdict
+from loramux.adapters.resolver_calls import ResolverCalls
+from loramux.errors import AdapterInvalid, AdapterNotFound, ResolverDenied, ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
-from loramux.lora.request import LoRARequest
 
 logger = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_SECONDS = 3.0
+
+class Fetcher(Protocol):
+    """Brings what a remote resolver knows into local folders: the materializer."""
+
+    async def find(
+        self, resolver: ResolverCalls, base_model_name: str, lora_name: str, *, is_refresh: bool = False
+    ) -> Found | None:
+        """Return the adapter in a local folder, held; None when the source does not know it."""
+        ...
+
+    async def reject(self, base_model_name: str, found: Found) -> None:
+        """Release what turned out to be no valid adapter, and keep nothing of it."""
+        ...
 
 
 class ResolverChain:
-    """Owns one thread per resolver, and closes the resolvers at the end."""
+    """Owns the resolvers' threads, and closes the resolvers at the end. All methods belong to one event loop.
 
-    def __init__(self, resolvers: Sequence[ActiveResolver]) -> None:
-        self._members = [_Member(active) for active in resolvers]
+    Remote resolvers need somebody who fetches their files into the store.
+    """
 
-    async def resolve(self, base_model_name: str, lora_name: str) -> LoRARequest:
-        """Return the first answer; raises AdapterNotFound when nobody knows the name, ResolverFailed for a fault.
+    def __init__(self, resolvers: Sequence[ActiveResolver], fetcher: Fetcher | None = None) -> None:
+        self._members = [ResolverCalls(active) for active in resolvers]
+        self._fetcher = fetcher
 
-        The id in the answer is whatever the resolver put there: the caller gives its own.
+    async def resolve(
+        self, base_model_name: str, lora_name: str, trace: Trace | None = None, *, is_refresh: bool = False
+    ) -> Found:
+        """Return the first answer, which the caller must release; every resolver's verdict is added to the trace.
+
+        A refresh asks remote sources even where a stored answer is fresh. Raises AdapterNotFound when nobody knows the
+        name, ResolverFailed for a fault, AdapterInvalid for files that cannot be fetched at all, StoreFull.
         """
+        trace = Trace(lora_name) if trace is None else trace
         if not is_adapter_name(lora_name):
             raise AdapterNotFound(lora_name)
+        passed_over: ResolverFailed | None = None
         for member in self._members:
             try:
-                found = await member.ask(base_model_name, lora_name)
+                found = await self._ask(member, base_model_name, trace, is_refresh=is_refresh)
             except ResolverDenied as exc:
                 logger.info("adapter denied adapter=%s resolver=%s reason=%s", lora_name, member.name, exc)
                 raise AdapterNotFound(lora_name) from exc
+            except ResolverFailed as exc:
+                if member.policy.on_error == "stop":
+                    raise
+                logger.warning("resolver passed over adapter=%s resolver=%s: %s", lora_name, member.name, exc)
+                passed_over = passed_over or exc
+                continue
             if found is not None:
-                logger.info("adapter found adapter=%s resolver=%s path=%s", lora_name, member.name, found.lora_path)
+                logger.info("adapter found adapter=%s resolver=%s root=%s", lora_name, member.name, found.root)
                 return found
+        if passed_over is not None:
+            raise passed_over
         raise AdapterNotFound(lora_name)
+
+    async def reject(self, base_model_name: str, found: Found) -> None:
+        """Release an answer whose files turned out to be no valid adapter, and keep nothing of it."""
+        found.release()
+        if self._fetcher is not None:
+            await self._fetcher.reject(base_model_name, found)
+
+    def forget_unknown(self, lora_name: str) -> None:
+        """Let every resolver be asked for a name again, although it may have been unknown a moment ago."""
+        for member in self._members:
+            member.forget_unknown(lora_name)
+
+    def states(self) -> list[tuple[str, float]]:
+        """Return each resolver's name and for how many seconds it is left alone, in the order of asking."""
+        return [(member.name, member.breaker.seconds_to_wait()) for member in self._members]
 
     async def close(self) -> None:
         """Close every resolver on its own loop, then the loops; never raises for a resolver's fault."""
         await asyncio.gather(*(member.close() for member in self._members))
 
-
-class _Member:
-    """A resolver and the loop it runs on: its own, or the one its fsspec client is bound to."""
-
-    def __init__(self, active: ActiveResolver) -> None:
-        self.name = active.name
-        self._active = active
-        self._thread = ResolverThread(active.name)
-        self._calls_synchronously = False
-
-    async def ask(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-        question = partial(_ask, self._active, base_model_name, lora_name)
-        loop = self._loop()
+    async def _ask(
+        self, member: ResolverCalls, base_model_name: str, trace: Trace, *, is_refresh: bool
+    ) -> Found | None:
+        if not member.policy.is_asked_for(trace.name):
+            trace.add(member.name, "not asked", f"its names are {', '.join(member.policy.names)}")
+            return None
+        started = trace.clock()
         try:
-            return await self._thread.run(question, loop)
-        except ResolverFailed as exc:
-            if loop is None or not isinstance(exc.__cause__, NotImplementedError):
-                raise
-        # fsspec refuses blocking calls on its own loop, and allows them on any other: this resolver makes such calls.
-        self._calls_synchronously = True
-        return await self._thread.run(question)
-
-    async def close(self) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                await self._thread.run(self._active.resolver.aclose, self._loop())
-        except TimeoutError:
-            logger.warning("resolver did not close in time resolver=%s", self.name)
-        except Exception:  # a plugin call
-            logger.exception("resolver did not close resolver=%s", self.name)
-        await self._thread.close()
-
-    def _loop(self) -> asyncio.AbstractEventLoop | None:
-        return None if self._calls_synchronously else client_loop(self._active.resolver)
-
-
-async def _ask(active: ActiveResolver, base_model_name: str, lora_name: str) -> LoRARequest | None:
-    try:
-        answer = active.resolver.resolve_lora(base_model_name, lora_name)
-        found = await answer if inspect.isawaitable(answer) else _not_async(active)
-    except FileNotFoundError:
-        return None
-    except (ResolverFailed, ResolverDenied):
-        raise
-    except (Exception, SystemExit) as exc:  # a plugin call
-        raise _fault(active, f"failed on {lora_name!r}: {type(exc).__name__}: {exc}") from exc
-    except asyncio.CancelledError as exc:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+            found = await self._find(member, base_model_name, trace.name, is_refresh=is_refresh)
+        except BaseException as exc:
+            trace.add(member.name, _verdict_on(exc), str(exc) or type(exc).__name__, since=started)
             raise
-        raise _fault(active, f"failed on {lora_name!r}: it cancelled itself") from exc
-    if found is None:
-        return None
-    _check(active, lora_name, found)
-    roots = active.resolver.allowed_roots
-    if roots is None:
-        return replace(found, lora_path=str(found.lora_path), allowed_root=None)  # a Path is accepted, too
-    contained = await asyncio.to_thread(_contain, found, roots)
-    if contained is None:
-        allowed = ", ".join(str(root) for root in roots) or "none"
-        raise _fault(active, f"returned {found.lora_path} for {lora_name!r}, outside its allowed roots: {allowed}")
-    return contained
+        if found is None:
+            trace.add(member.name, "not found", since=started)
+            return None
+        trace.add(member.name, "found" if found.is_new else "stored", f"{found.root} @ {found.revision}", since=started)
+        return replace(found, revalidate_seconds=member.policy.revalidate_seconds)
+
+    async def _find(
+        self, member: ResolverCalls, base_model_name: str, lora_name: str, *, is_refresh: bool
+    ) -> Found | None:
+        if member.is_remote:
+            if self._fetcher is None:
+                raise ResolverFailed(f"resolver {member.name!r} needs a store for what it fetches", retryable=False)
+            return await self._fetcher.find(member, base_model_name, lora_name, is_refresh=is_refresh)
+        request = await member.resolve(base_model_name, lora_name)
+        if request is None:
+            return None
+        revision = request.revision
+        if revision is None:
+            revision = await asyncio.to_thread(folder_revision, Path(request.lora_path))
+        return Found(request, member.name, root=request.lora_path, revision=revision)
 
 
-def _check(active: ActiveResolver, lora_name: str, found: LoRARequest) -> None:
-    if not isinstance(found, LoRARequest):
-        raise _fault(active, f"returned {type(found).__name__} for {lora_name!r}; it must return a LoRARequest or None")
-    if found.lora_name != lora_name:
-        raise _fault(active, f"was asked for {lora_name!r}, but returned {found.lora_name!r}")
-
-
-def _contain(found: LoRARequest, roots: Sequence[str | Path]) -> LoRARequest | None:
-    """Return the answer with its folder and root free of symlinks, or None when the folder is in none of the roots.
-
-    This look at the folder proves nothing about a later one: whoever opens it goes from the root, without symlinks.
-    """
-    try:
-        folder = _real_path(found.lora_path)
-    except ValueError:  # a NUL in the path
-        return None
-    for root in map(_real_path, roots):
-        if folder.is_relative_to(root):
-            return replace(found, lora_path=str(folder), allowed_root=str(root))
-    return None
-
-
-def _real_path(path: str | Path) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))
-
-
-def _not_async(active: ActiveResolver) -> None:
-    raise _fault(active, "has a resolve_lora that is not async: write `async def resolve_lora`", retryable=False)
-
-
-def _fault(active: ActiveResolver, what: str, *, retryable: bool = True) -> ResolverFailed:
-    return ResolverFailed(f"resolver {active.name!r} {what}", retryable=retryable)
+def _verdict_on(error: BaseException) -> Verdict:
+    match error:
+        case ResolverDenied():
+            return "denied"
+        case AdapterInvalid():
+            return "invalid"
+        case _:
+            return "failed"

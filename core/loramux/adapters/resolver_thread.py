@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from loramux.errors import ResolverFailed
+from loramux.adapters.retrying import NotAskedAgain
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ResolverThread:
     ) -> T:
         """Await `function()` on the thread's loop, or on a running one given; cancelling this cancels it there."""
         if self._is_closed:
-            raise ResolverFailed(f"resolver {self._name!r} is closed", retry_after_seconds=5)
+            raise NotAskedAgain(f"resolver {self._name!r} is closed", retry_after_seconds=5)
         loop = loop or self._loop or self._start()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(), loop))
 

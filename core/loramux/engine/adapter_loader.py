@@ -11,6 +11,7 @@ from loramux.adapters.packed import PackedAdapter, pack
 from loramux.adapters.peft_checkpoint import read_adapter
 from loramux.adapters.weights import BaseModelSpec
 from loramux.config import EngineArgs
+from loramux.errors import AdapterInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.loader import LoadedModel
 from loramux.model.lora_model import base_weight_reader
@@ -49,6 +50,8 @@ class AdapterLoader:
             base_weight=self._base_weight,
             allowed_root=None if request.allowed_root is None else Path(request.allowed_root),
         )
+        if request.digest not in (None, weights.digest):
+            raise AdapterInvalid(request.lora_name, "its files have changed since it was found.")
         adapter = pack(weights, self._dtype)
         logger.info(
             "adapter loaded name=%s id=%d digest=%s rank=%d bytes=%d seconds=%.3f",

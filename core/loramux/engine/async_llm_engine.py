@@ -16,6 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from loramux.adapters.host_cache import give_up
+from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.config import EngineArgs, StartupSummary
 from loramux.engine.adapter_pool import EventListener
 from loramux.engine.llm_engine import LLMEngine
@@ -132,14 +133,19 @@ class AsyncLLMEngine:
 
     async def add_lora(self, lora_request: LoRARequest) -> bool:
         """Bring an adapter into host memory, waiting for room; False when it was there. Raises AdapterInvalid."""
-        self._check_alive()
         is_new = lora_request.lora_int_id not in self._engine.list_loras()
+        await self.load_adapter(lora_request)
+        return is_new
+
+    async def load_adapter(self, lora_request: LoRARequest) -> LoadedAdapter:
+        """Like `add_lora`, and say what was loaded."""
+        self._check_alive()
         future = self._engine.adapters.acquire(lora_request)
         try:
-            await asyncio.wrap_future(future)
+            adapter = (await asyncio.wrap_future(future)).adapter
         finally:
             give_up(future)  # a lease that came while this task was cancelled, too
-        return is_new
+        return LoadedAdapter(digest=adapter.digest, nbytes=adapter.nbytes, max_rank=adapter.max_rank)
 
     async def remove_lora(self, lora_int_id: int) -> bool:
         """Unload an adapter; requests that use it finish first. False when the id is unknown."""

@@ -6,6 +6,7 @@ A broken plugin is reported by name and left out. Only two things keep the serve
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from loramux.lora.loaded_plugin import ENTRY_POINT_GROUP, LoadedPlugin, load_plu
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.resolver import LoRAResolver, LoRAResolverRegistry
 from loramux.lora.resolver_options import ResolverOptions
+from loramux.lora.resolver_policy import CORE_OPTIONS, ResolverPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +34,15 @@ class PluginConfig:
 
 @dataclass(frozen=True, slots=True)
 class ActiveResolver:
-    """A resolver that takes part in the chain, under the name that operators know."""
+    """A resolver that takes part in the chain, under the name that operators know.
+
+    `fingerprint` tells one configuration of it from another: what was stored under an older one does not count.
+    """
 
     name: str
     resolver: LoRAResolver
+    policy: ResolverPolicy = field(default_factory=ResolverPolicy)
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class PluginManager:
         self._statuses: dict[str, PluginStatus] = {}
         self._left_out: list[PluginStatus] = []  # a second plugin of a name that is taken
         self._offers: dict[str, LoadedPlugin | None] = {}  # who creates the resolver; None: it was registered by code
-        self._resolvers: dict[str, LoRAResolver] = {}
+        self._resolvers: dict[str, ActiveResolver] = {}
         self._obstacles: list[LoramuxError] = []
         for name in LoRAResolverRegistry.get_supported_resolvers():
             self._statuses[name] = PluginStatus(name, None, None)
@@ -94,8 +101,8 @@ class PluginManager:
         """The active resolvers in the order in which they are asked."""
         names = self._config.resolver_names
         if names is None:
-            names = tuple(sorted(self._resolvers, key=lambda name: (self._resolvers[name].priority, name)))
-        return tuple(ActiveResolver(name, self._resolvers[name]) for name in names if name in self._resolvers)
+            names = tuple(sorted(self._resolvers, key=lambda name: (self._resolvers[name].resolver.priority, name)))
+        return tuple(self._resolvers[name] for name in names if name in self._resolvers)
 
     def report(self) -> list[PluginStatus]:
         """Return one status per plugin: active resolvers in the order they are asked, then the others by name."""
@@ -146,8 +153,8 @@ class PluginManager:
             self._set(name, reason="not listed in --lora-resolvers")
             return
         try:
-            resolver = self._create(name)
-            looks_in = "" if resolver is None else resolver.describe()
+            active = self._create(name)
+            looks_in = "" if active is None else active.resolver.describe()
         except ConfigInvalid as exc:
             self._obstacles.append(exc)
             self._set(name, reason=str(exc))
@@ -155,17 +162,26 @@ class PluginManager:
             self._set(name, reason=f"cannot create its resolver: {type(exc).__name__}: {exc}")
             logger.exception("resolver left out name=%s", name)
         else:
-            if resolver is None:
+            if active is None:
                 self._set(name, reason=NOT_CONFIGURED + _options_of(self._offers[name]))
                 return
-            self._resolvers[name] = resolver
+            self._resolvers[name] = active
             self._statuses[name] = replace(self._statuses[name], is_active=True, looks_in=looks_in)
 
-    def _create(self, name: str) -> LoRAResolver | None:
+    def _create(self, name: str) -> ActiveResolver | None:
+        given = self._config.options.of(name, self._statuses)
+        options = {option: value for option, value in given.items() if option not in CORE_OPTIONS}
+        core_options = {option: value for option, value in given.items() if option in CORE_OPTIONS}
+        resolver = self._create_resolver(name, options)
+        if resolver is None:
+            return None
+        policy = ResolverPolicy.from_options(name, core_options, unknown_seconds=resolver.unknown_seconds)
+        return ActiveResolver(name, resolver, policy, _fingerprint(resolver, options))
+
+    def _create_resolver(self, name: str, options: Mapping[str, str]) -> LoRAResolver | None:
         plugin = self._offers[name]
         if plugin is None or plugin.registered_resolvers:
             return LoRAResolverRegistry.get_resolver(name)
-        options = self._config.options.of(name, self._statuses)
         _refuse_unknown_options(plugin, options)
         answers = plugin.hooks.create_resolver(options=options)  # pluggy leaves out None
         if not answers:
@@ -194,6 +210,12 @@ class PluginManager:
             reason = left_out.get(name) or (status.reason if status else f"it is not installed; installed: {installed}")
             reason = reason or "it has no resolver"
             self._obstacles.append(ConfigInvalid(f"--lora-resolvers asks for {name!r}, but: {reason}"))
+
+
+def _fingerprint(resolver: LoRAResolver, options: Mapping[str, str]) -> str:
+    """Tell configurations apart without showing them: options may be secret."""
+    described = repr((type(resolver).__module__, type(resolver).__qualname__, sorted(options.items())))
+    return hashlib.sha256(described.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _options_of(plugin: LoadedPlugin | None) -> str:

@@ -15,7 +15,8 @@ class LoRARequest:
     gives ids itself. `lora_path` is a local folder with `adapter_config.json` and `adapter_model.safetensors`.
     `base_model_name` is the parent to show in `/v1/models`. `revision` is what the source calls this version.
     `allowed_root` is set by the core alone (what a resolver puts there is overwritten): the folder's files are opened
-    from there, one path segment at a time, and no symlink below it is followed.
+    from there, one path segment at a time, and no symlink below it is followed. So is `digest`: the files are refused
+    unless this is their content.
     Raises RequestInvalid for an empty name, an empty path or an id below 1.
     """
 
@@ -25,6 +26,7 @@ class LoRARequest:
     base_model_name: str | None = None
     revision: str | None = None
     allowed_root: str | None = None
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         if not self.lora_name:

@@ -18,11 +18,13 @@ class LoRAResolver(ABC):
     Only `resolve_lora` must be written. `name` is what operators call the resolver (unset: the entry point's name).
     `option_names` are the options it takes: any other is refused by name (unset: `from_config` checks them itself).
     Where the operator gives no order, a smaller `priority` is asked earlier. `allowed_roots`, when set, are the only
-    folders that answers may point into; the files are opened from there, and no symlink is followed.
+    folders that answers may point into; the files are opened from there, and no symlink is followed. For
+    `unknown_seconds` a name that the resolver does not know is not asked for again: 0 where asking costs nothing.
     """
 
     name: str | None = None
     option_names: Sequence[str] | None = None
+    unknown_seconds: float = 30.0
     priority: int = 50
     allowed_roots: Sequence[str | Path] | None = None
 

@@ -1,8 +1,9 @@
-"""POST /v1/load_lora_adapter and /v1/unload_lora_adapter, where the operator has allowed them."""
+"""What operators do with adapters while the server runs, where they have allowed it: load, unload, alias, explain."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 
 from aiohttp import web
@@ -10,26 +11,34 @@ from aiohttp import web
 from loramux.errors import AdapterInvalid, AdapterNotFound, RequestInvalid
 from loramux.server.body import read_body
 from loramux.server.errors import Refused, shown, without_paths
-from loramux.server.protocol import LoadAdapterRequest, UnloadAdapterRequest
+from loramux.server.protocol import LoadAdapterRequest, MoveAliasRequest, UnloadAdapterRequest
 from loramux.server.state import SERVER
 
 
 async def load_adapter(request: web.Request) -> web.Response:
-    """Load an adapter from a folder of this machine under a name of its own."""
+    """Load an adapter from a folder of this machine under a name of its own, or, without a folder, by the resolvers."""
     server = request.app[SERVER]
     body = await read_body(request, LoadAdapterRequest)
-    if not body.lora_name or not body.lora_path:
+    if not body.lora_name or body.lora_path == "":
         raise RequestInvalid(
-            "Both 'lora_name' and 'lora_path' must be provided.",
+            "'lora_name' must be provided, and 'lora_path' must not be empty; without it the resolvers are asked.",
             param="lora_path" if body.lora_name else "lora_name",
             code="missing_required_parameter",
         )
+    if body.lora_path is None:
+        async with server.in_flight.admit():
+            await server.registry.load(body.lora_name)
+        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' added successfully.")
     if not await asyncio.to_thread(_may_load, body.lora_path, server.allowed_lora_roots):
         raise _no_adapter()
     try:
         async with server.in_flight.admit():
             await server.registry.add(
-                body.lora_name, body.lora_path, base_model_name=body.base_model_name, origin="api"
+                body.lora_name,
+                body.lora_path,
+                base_model_name=body.base_model_name,
+                origin="api",
+                replaces=bool(body.load_inplace),
             )
     except AdapterNotFound as exc:
         raise _no_adapter() from exc
@@ -56,6 +65,25 @@ async def unload_adapter(request: web.Request) -> web.Response:
         message = f"The lora adapter '{asked_for}' cannot be found."
         raise Refused("adapter_not_found", message, param="lora_name" if body.lora_name else "lora_int_id") from exc
     return web.Response(text=f"Success: LoRA adapter '{removed.lora_request.lora_name}' removed successfully.")
+
+
+async def move_alias(request: web.Request) -> web.Response:
+    """Let an alias stand for another adapter, or for none any more; the answer says what it stood for before."""
+    server = request.app[SERVER]
+    body = await read_body(request, MoveAliasRequest)
+    expectation = {"expected": body.expected_target} if "expected_target" in body.model_fields_set else {}
+    previous = server.registry.move_alias(body.alias, body.target, **expectation)
+    return web.json_response({"alias": body.alias, "target": body.target, "previous_target": previous})
+
+
+async def explain_adapter(request: web.Request) -> web.Response:
+    """Tell what each resolver said of a name when it was last looked for; reasons may name places."""
+    name = request.query.get("lora_name", "")
+    trace = request.app[SERVER].registry.explain(name)
+    if trace is None:
+        message = f"Nothing is known of '{shown(name)}': it was not looked for lately."
+        raise Refused("adapter_not_found", message, param="lora_name")
+    return web.json_response({"lora_name": trace.name, "steps": [asdict(step) for step in trace.steps]})
 
 
 def _may_load(path: str, allowed_roots: tuple[Path, ...] | None) -> bool:

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler, Middleware
 from loramux import __version__
 from loramux.errors import EngineDead, LoramuxError
 from loramux.server.access_log import AccessLogger, ConnectionLogger, note_route
-from loramux.server.adapters import load_adapter, unload_adapter
+from loramux.server.adapters import explain_adapter, load_adapter, move_alias, unload_adapter
 from loramux.server.auth import require_api_key
 from loramux.server.chat import create_chat_completion
 from loramux.server.completions import create_completion
@@ -44,6 +44,8 @@ def build_app(server: Server) -> web.Application:
     if server.allow_runtime_updates:
         _add_post(app, "/v1/load_lora_adapter", load_adapter)
         _add_post(app, "/v1/unload_lora_adapter", unload_adapter)
+        _add_post(app, "/v1/move_lora_alias", move_alias)
+        app.router.add_get("/v1/explain_lora_adapter", explain_adapter)
     return app
 
 

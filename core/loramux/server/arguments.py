@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -34,6 +34,8 @@ ENGINE_OPTIONS = (
 
 _LORA_OPTIONS = (
     "lora_modules",
+    "lora_alias",
+    "lora_wait",
     "lora_resolvers",
     "resolver_option",
     "config",
@@ -85,6 +87,8 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
         plugins=read_plugin_config(arguments, environment),
         allow_runtime_updates=_read_switch(_UPDATING, environment.get(_UPDATING, "")),
         allowed_lora_roots=_read_roots(arguments.allowed_lora_roots),
+        lora_aliases=_read_aliases(arguments.lora_alias),
+        lora_wait_seconds=30.0 if arguments.lora_wait is None else arguments.lora_wait,
     )
 
 
@@ -130,6 +134,17 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-lora-rank", type=int, metavar="N", help="largest rank accepted (64)")
     group.add_argument("--max-cpu-loras", type=int, metavar="N", help="adapters kept in host memory (64)")
     group.add_argument(
+        "--lora-alias",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=TARGET",
+        help="a name that stands for another adapter, and can be moved while the server runs",
+    )
+    group.add_argument(
+        "--lora-wait", type=float, metavar="SECONDS", help="how long a request waits for its adapter to load (30)"
+    )
+    group.add_argument(
         "--allowed-lora-roots", metavar="DIR,DIR", help="where /v1/load_lora_adapter may load from (anywhere)"
     )
     group.add_argument("--base-match", choices=get_args(BaseMatch), help="how an adapter must name its base (basename)")
@@ -167,6 +182,16 @@ def _read_switch(name: str, value: str) -> bool:
     if value.lower() in ("", "false", "0"):
         return False
     raise ConfigInvalid(f"{name} must be True or False, got {value!r}")
+
+
+def _read_aliases(items: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    aliases = []
+    for item in items:
+        alias, equals, target = item.partition("=")
+        if not (alias and equals and target):
+            raise ConfigInvalid(f"--lora-alias {item!r} must look like NAME=TARGET")
+        aliases.append((alias, target))
+    return tuple(aliases)
 
 
 def _read_roots(text: str | None) -> tuple[Path, ...] | None:

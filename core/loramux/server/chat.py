@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -34,19 +34,20 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answer POST /v1/chat/completions."""
     server = request.app[SERVER]
     body = await read_body(request, ChatCompletionRequest)
-    async with server.in_flight.admit():
-        chat = await _prepare(server, body, request)
-        if not body.stream:
-            outputs = await collect(server.engine, chat.job)
-            return await respond(lambda: chat.whole(outputs), outputs)
-    return await stream_events(request, _events(chat), server.in_flight)
+    async with AsyncExitStack() as held:
+        async with server.in_flight.admit():
+            chat = await _prepare(server, body, request, held)
+            if not body.stream:
+                outputs = await collect(server.engine, chat.job)
+                return await respond(lambda: chat.whole(outputs), outputs)
+        return await stream_events(request, _events(chat), server.in_flight)
 
 
-async def _prepare(server: Server, body: ChatCompletionRequest, request: web.Request) -> _Chat:
+async def _prepare(server: Server, body: ChatCompletionRequest, request: web.Request, held: AsyncExitStack) -> _Chat:
     sampling_params = body.sampling_params(
         max_tokens=body.answer_tokens, logprobs=body.num_logprobs, prompt_logprobs=body.prompt_logprobs
     )
-    model = await choose_model(server, body.model, principal_of(request))
+    model = await held.enter_async_context(choose_model(server, body.model, principal_of(request)))
     try:
         prompt = await chat_prompt(server, body)
     except RequestInvalid as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -29,21 +29,22 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     """Answer POST /v1/completions."""
     server = request.app[SERVER]
     body = await read_body(request, CompletionRequest)
-    async with server.in_flight.admit():
-        completion = await _prepare(server, body, request)
-        if not body.stream:
-            outputs = await collect(server.engine, completion.job)
-            return await respond(lambda: completion.whole(outputs), outputs)
-    return await stream_events(request, _events(completion), server.in_flight)
+    async with AsyncExitStack() as held:
+        async with server.in_flight.admit():
+            completion = await _prepare(server, body, request, held)
+            if not body.stream:
+                outputs = await collect(server.engine, completion.job)
+                return await respond(lambda: completion.whole(outputs), outputs)
+        return await stream_events(request, _events(completion), server.in_flight)
 
 
-async def _prepare(server: Server, body: CompletionRequest, request: web.Request) -> _Completion:
+async def _prepare(server: Server, body: CompletionRequest, request: web.Request, held: AsyncExitStack) -> _Completion:
     sampling_params = _sampling_params(body)
     values = parse_prompts(body.prompt)
     if len(values) * sampling_params.n > MAX_CHOICES:
         message = f"'n' times the number of prompts must be at most {MAX_CHOICES}."
         raise RequestInvalid(message, param="n", code="value_above_maximum")
-    model = await choose_model(server, body.model, principal_of(request))
+    model = await held.enter_async_context(choose_model(server, body.model, principal_of(request)))
     prompts = await completion_prompts(server, body, values)
     max_tokens = 0 if _is_echo_only(body) else sampling_params.max_tokens
     check_fits(prompts, max_tokens=max_tokens, max_model_len=server.max_model_len, param="prompt")

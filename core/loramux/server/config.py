@@ -24,12 +24,24 @@ class LoRAModule:
     base_model_name: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Where fetched adapters are kept, and how much disk they may take."""
+
+    root: Path
+    max_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise ConfigInvalid(f"--max-disk-bytes must be at least 1, got {self.max_bytes}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Everything about the server that is not about the engine.
 
-    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. Port 0 takes any free port. Raises
-    ConfigInvalid, which names the setting, its value and what to do.
+    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. Port 0 takes any free port. `store`
+    None: no remote resolver can be served. Raises ConfigInvalid, which names the setting, its value and what to do.
     """
 
     engine: EngineArgs
@@ -40,12 +52,17 @@ class ServerConfig:
     plugins: PluginConfig = field(default_factory=PluginConfig)
     allow_runtime_updates: bool = False
     allowed_lora_roots: tuple[Path, ...] | None = None
+    lora_aliases: tuple[tuple[str, str], ...] = ()
+    lora_wait_seconds: float = 30.0
+    store: StoreConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigInvalid(f"--port must be from 0 to 65535, got {self.port}")
         if not all(key.strip() for key in self.api_keys):
             raise ConfigInvalid("--api-key must not be empty")
+        if not 0 < self.lora_wait_seconds <= 600:
+            raise ConfigInvalid(f"--lora-wait must be above 0 and at most 600 seconds, got {self.lora_wait_seconds}")
         self._check_exposure()
         self._check_names()
 
@@ -69,7 +86,8 @@ class ServerConfig:
             )
 
     def _check_names(self) -> None:
-        counts = Counter([*self.engine.base_model_names, *(module.name for module in self.lora_modules)])
+        aliases = [alias for alias, _ in self.lora_aliases]
+        counts = Counter([*self.engine.base_model_names, *(module.name for module in self.lora_modules), *aliases])
         for name, count in counts.items():
             if count > 1:
                 raise ConfigInvalid(f"the model name {name!r} is given {count} times; every model needs its own name")

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from loramux.errors import (
     AdapterInvalid,
+    AdapterLoading,
     AdapterNotFound,
     EngineDead,
     EngineOverloaded,
@@ -64,9 +65,11 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "adapter_format_unsupported": ErrorKind(400, "invalid_request_error", _DO_NOT_RETRY),
     "adapter_already_loaded": ErrorKind(400, "invalid_request_error"),
     "adapter_name_reserved": ErrorKind(400, "invalid_request_error"),
+    "alias_conflict": ErrorKind(400, "invalid_request_error", _DO_NOT_RETRY),
     "request_too_large": ErrorKind(413, "invalid_request_error", _CLOSE),
     "unsupported_media_type": ErrorKind(415, "invalid_request_error"),
     "unsupported_encoding": ErrorKind(415, "invalid_request_error"),
+    "adapter_loading": ErrorKind(503, "server_error", {"Retry-After": "2"}),
     "adapter_source_unavailable": ErrorKind(503, "server_error"),
     "server_overloaded": ErrorKind(503, "server_error", {"Retry-After": "1"}),
     "server_draining": ErrorKind(503, "server_error", {"Retry-After": "1", **_CLOSE}),
@@ -120,6 +123,10 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
             return unknown_model(error.name)
         case ResolverDenied():
             return _reply("model_not_found", "The model does not exist or you do not have access to it.", param="model")
+        case AdapterLoading():
+            return _reply(
+                "adapter_loading", f"Adapter `{shown(error.name)}` is still loading. Retry shortly.", param="model"
+            )
         case AdapterInvalid():
             message = f"Adapter `{shown(error.name)}` cannot be served: {without_paths(error.reason)}"
             return _reply(error.code, message, param="model")

@@ -14,10 +14,10 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from loramux.adapters.registry import AdapterRegistry
+from loramux.adapters.registry import AdapterRegistry, Patience
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.engine.async_llm_engine import AsyncLLMEngine
-from loramux.errors import AdapterInvalid, ConfigInvalid
+from loramux.errors import AdapterInvalid, ConfigInvalid, RequestInvalid
 from loramux.lora.plugin_manager import PluginManager
 from loramux.lora.request import LoRARequest
 from loramux.server.app import build_app, make_runner
@@ -108,15 +108,25 @@ async def _registry(
     registry = AdapterRegistry(
         config.engine.base_model_names,
         chain,
-        load=engine.add_lora,
+        load=engine.load_adapter,
         unload=engine.remove_lora,
         hooks=None if plugins is None else plugins.hooks,
+        patience=Patience(lora_wait_seconds=config.lora_wait_seconds),
     )
     try:
+        for alias, target in config.lora_aliases:
+            _set_alias(registry, alias, target)
         yield registry
     finally:
         await registry.close()
         await chain.close()
+
+
+def _set_alias(registry: AdapterRegistry, alias: str, target: str) -> None:
+    try:
+        registry.move_alias(alias, target)
+    except RequestInvalid as exc:
+        raise ConfigInvalid(f"--lora-alias {alias}={target}: {exc}") from exc
 
 
 def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegistry) -> Server:

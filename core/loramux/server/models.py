@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
 
-from loramux.adapters.registry import ServedAdapter
+from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterNotFound
 from loramux.lora.request import LoRARequest
 from loramux.server.auth import principal_of
@@ -24,15 +26,17 @@ class ModelChoice:
     lora_request: LoRARequest | None
 
 
-async def choose_model(server: Server, name: str | None, principal: str | None) -> ModelChoice:
-    """Find the model by name, asking the resolvers when it is new; None means the base model.
+@asynccontextmanager
+async def choose_model(server: Server, name: str | None, principal: str | None) -> AsyncIterator[ModelChoice]:
+    """Find the model by name, asking the resolvers when it is new, and keep it to the end; None means the base model.
 
-    Raises AdapterNotFound, AdapterInvalid or ResolverFailed.
+    Raises AdapterNotFound, AdapterInvalid, AdapterLoading or ResolverFailed.
     """
     if name is None:
-        return ModelChoice(server.base_model_names[0], None)
-    served = await server.registry.lookup(name, principal)
-    return ModelChoice(name, None if served is None else served.lora_request)
+        yield ModelChoice(server.base_model_names[0], None)
+        return
+    async with server.registry.use(name, principal) as served:
+        yield ModelChoice(name, None if served is None else served.lora_request)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -53,8 +57,13 @@ def _cards(request: web.Request) -> dict[str, dict[str, object]]:
     server = request.app[SERVER]
     usable = server.registry.adapters_for(principal_of(request))
     bases = {name: _base_card(server, name) for name in server.base_model_names}
-    adapters = {adapter.lora_request.lora_name: _adapter_card(adapter) for adapter in usable}
-    return {**bases, **adapters}
+    adapters = {adapter.name: _adapter_card(adapter) for adapter in usable}
+    aliases = {
+        alias: {**adapters[target], "id": alias, "parent": target}
+        for alias, target in server.registry.aliases_for(principal_of(request)).items()
+        if target in adapters
+    }
+    return {**bases, **adapters, **aliases}
 
 
 def _base_card(server: Server, name: str) -> dict[str, object]:

@@ -223,13 +223,14 @@ class ChatCompletionRequest(GenerationRequest):
 
 
 class LoadAdapterRequest(BaseModel):
-    """The body of POST /v1/load_lora_adapter; the handler says that both names are needed."""
+    """The body of POST /v1/load_lora_adapter; without a path the resolvers are asked."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     lora_name: str | None = None
     lora_path: str | None = None
     base_model_name: str | None = None
+    load_inplace: bool | None = None
 
 
 class UnloadAdapterRequest(BaseModel):
@@ -239,6 +240,19 @@ class UnloadAdapterRequest(BaseModel):
 
     lora_name: str | None = None
     lora_int_id: int | None = None
+
+
+class MoveAliasRequest(BaseModel):
+    """The body of POST /v1/move_lora_alias; `target` null removes the alias.
+
+    With `expected_target` the alias must stand for that now; null means that it must not exist yet.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    alias: Annotated[str, Field(min_length=1)]
+    target: str | None
+    expected_target: str | None = None
 
 
 def _token_bias(bias: Mapping[str, float] | None) -> dict[int, float] | None:

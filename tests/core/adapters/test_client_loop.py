@@ -45,7 +45,7 @@ async def test_a_file_system_works_awaited_and_blocking(resolver_class: type[Awa
     resolver = resolver_class()
     assert resolver.fs.cat_file("used before") == b"/adapters/used before"
     chain = ResolverChain([active(resolver)])
-    found = [(await chain.resolve("base", name)).lora_path for name in ("one", "two")]
+    found = [(await chain.resolve("base", name)).lora_request.lora_path for name in ("one", "two")]
     await chain.close()
     assert found == ["/adapters/one", "/adapters/two"]
 

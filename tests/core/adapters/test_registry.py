@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from loramux.adapters import generation_loader, resolver_calls
 from loramux.adapters import registry as registry_module
 from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.resolver_chain import ResolverChain
+from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, EngineOverloaded, RequestInvalid, ResolverFailed
 from loramux.lora.hookspecs import AdapterEvent
 from loramux.lora.plugin_hooks import PluginHooks
@@ -24,22 +26,27 @@ from plugin_cases import TableResolver, active
 
 
 class FakeEngine:
-    """Loads at once, unless `gate` is closed; refuses the paths in `invalid`."""
+    """Loads at once, unless `gate` is closed; refuses the paths in `invalid`, and other contents than asked for."""
 
     def __init__(self) -> None:
         self.loads: list[LoRARequest] = []
         self.unloads: list[int] = []
         self.invalid: set[str] = set()
+        self.contents: dict[str, str] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.has_work = asyncio.Event()
 
-    async def load(self, request: LoRARequest) -> None:
+    async def load(self, request: LoRARequest) -> LoadedAdapter:
         self.loads.append(request)
         self.has_work.set()
         await self.gate.wait()
         if request.lora_path in self.invalid:
             raise AdapterInvalid(request.lora_name, "no adapter_config.json")
+        digest = self.contents.get(request.lora_path, f"digest of {request.lora_path}")
+        if request.digest not in (None, digest):
+            raise AdapterInvalid(request.lora_name, "its files have changed")
+        return LoadedAdapter(digest, nbytes=1, max_rank=1)
 
     async def unload(self, lora_int_id: int) -> bool:
         self.unloads.append(lora_int_id)
@@ -98,7 +105,7 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 
 def assert_nothing_is_in_flight(registry: AdapterRegistry) -> None:
-    assert registry._flights == {}
+    assert len(registry._flights) == 0
     assert registry._removals == set()
 
 
@@ -116,10 +123,10 @@ async def test_every_served_base_name_is_the_base_model(registry: AdapterRegistr
 async def test_an_unknown_name_is_resolved_loaded_and_served(registry: AdapterRegistry, engine: FakeEngine) -> None:
     before = int(time.time())
     served = await lookup(registry, "sql")
-    assert served.lora_request == LoRARequest("sql", 1, "/adapters/sql")
+    assert served.lora_request == LoRARequest("sql", 1, "/adapters/sql", digest="digest of /adapters/sql")
     assert (served.parent, served.root, served.origin) == ("base", "/adapters/sql", "resolver")
     assert before <= served.created <= time.time()
-    assert engine.loads == [served.lora_request]
+    assert engine.loads == [LoRARequest("sql", 1, "/adapters/sql")]
 
 
 async def test_a_served_adapter_is_not_resolved_again(registry: AdapterRegistry, resolver: TableResolver) -> None:
@@ -147,8 +154,12 @@ async def test_a_name_that_nobody_knows_leaves_nothing_behind(registry: AdapterR
 
 
 async def test_hundreds_of_unknown_names_use_no_memory(
-    registry: AdapterRegistry, resolver: TableResolver, hooks: RecordingHooks
+    engine: FakeEngine, resolver: TableResolver, hooks: RecordingHooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(resolver_calls, "MAX_UNKNOWN_NAMES", 1)
+    monkeypatch.setattr(generation_loader, "MAX_TRACES", 1)
+    registry = AdapterRegistry(["base"], ResolverChain([active(resolver)]), engine.load, engine.unload, hooks)
+
     async def ask(first: int, last: int) -> None:
         for number in range(first, last):
             with suppress(AdapterNotFound):
@@ -162,6 +173,8 @@ async def test_hundreds_of_unknown_names_use_no_memory(
     await ask(100, 400)
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    await registry.close()
+    await registry._loader._chain.close()
     assert after < 15_000  # less than one entry of a dict for each of the names
 
 
@@ -218,7 +231,7 @@ async def test_a_failure_nobody_waits_for_is_logged(
     await engine.has_work.wait()
     caller.cancel()
     engine.gate.set()
-    await until(lambda: not registry._flights)
+    await until(lambda: len(registry._flights) == 0)
     assert "adapter not available adapter=sql: adapter 'sql': no adapter_config.json" in caplog.text
 
 
@@ -233,7 +246,7 @@ async def test_only_a_fault_is_logged_with_a_traceback(
     async def refuse(request: LoRARequest) -> None:
         raise AdapterInvalid(request.lora_name, "rank too high") from cause
 
-    monkeypatch.setattr(registry, "_load", refuse)
+    monkeypatch.setattr(registry._loader, "_load", refuse)
 
     with pytest.raises(AdapterInvalid):
         await registry.lookup("sql")
@@ -434,7 +447,9 @@ async def test_an_adapter_that_changed_place_after_its_eviction_is_served_under_
     engine.invalid.add("/adapters/sql")
     resolver.folders["sql"] = "/adapters/sql-2"
     found = await asyncio.gather(*(registry.lookup("sql") for _ in range(100)))
-    assert {adapter.lora_request for adapter in found if adapter} == {LoRARequest("sql", 2, "/adapters/sql-2")}
+    assert {adapter.lora_request for adapter in found if adapter} == {
+        LoRARequest("sql", 2, "/adapters/sql-2", digest="digest of /adapters/sql-2")
+    }
     assert (len(engine.loads), registry._names, registry._evicted) == (3, {2: "sql"}, set())
 
 
@@ -451,14 +466,37 @@ async def test_an_adapter_that_is_broken_after_its_eviction_says_so_until_it_is_
     assert (await lookup(registry, "sql")).root == "/adapters/sql"
 
 
-async def test_an_evicted_adapter_that_was_added_by_hand_is_left_to_the_engine(
+async def test_an_evicted_adapter_that_was_added_by_hand_is_read_again_from_where_it_was(
     registry: AdapterRegistry, engine: FakeEngine
 ) -> None:
     served = await registry.add("mine", "/mine")
     registry.notify_evicted(1)
-    engine.invalid.add("/mine")
     assert await registry.lookup("mine") is served
-    assert len(engine.loads) == 1
+    assert (len(engine.loads), engine.unloads) == (2, [])
+
+
+async def test_files_that_changed_while_evicted_are_a_new_generation(
+    registry: AdapterRegistry, engine: FakeEngine
+) -> None:
+    await registry.add("mine", "/mine")
+    registry.notify_evicted(1)
+    engine.contents["/mine"] = "new digest"
+    found = await asyncio.gather(*(lookup(registry, "mine") for _ in range(10)))
+    assert {(served.id, served.digest, served.origin) for served in found} == {(2, "new digest", "api")}
+    assert engine.unloads == [1]
+
+
+async def test_an_adapter_added_by_hand_that_is_broken_when_read_again_stays_and_heals(
+    registry: AdapterRegistry, engine: FakeEngine
+) -> None:
+    await registry.add("mine", "/mine")
+    registry.notify_evicted(1)
+    engine.invalid.add("/mine")
+    with pytest.raises(AdapterInvalid):
+        await registry.lookup("mine")
+    assert [served.name for served in registry.adapters()] == ["mine"]
+    engine.invalid.clear()
+    assert (await lookup(registry, "mine")).id == 1
 
 
 async def test_an_adapter_removed_while_it_is_loaded_again_is_resolved_anew(

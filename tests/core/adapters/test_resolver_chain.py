@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loramux.adapters import resolver_chain, resolver_thread
+from loramux.adapters import resolver_calls, resolver_thread
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.errors import AdapterNotFound, ResolverDenied, ResolverFailed
 from loramux.lora.request import LoRARequest
@@ -54,7 +54,7 @@ async def chain_of(*resolvers: LoRAResolver) -> AsyncIterator[ResolverChain]:
 async def test_the_first_answer_wins_and_later_resolvers_are_not_asked() -> None:
     later = TableResolver({"sql": "/later"})
     async with chain_of(TableResolver(), TableResolver({"sql": "/first"}), later) as chain:
-        assert (await chain.resolve("base", "sql")).lora_path == "/first"
+        assert (await chain.resolve("base", "sql")).lora_request.lora_path == "/first"
     assert later.asked == []
 
 
@@ -74,7 +74,7 @@ async def test_no_resolver_ever_sees_a_name_that_fails_the_grammar() -> None:
 
 async def test_a_missing_file_is_left_to_the_next_resolver() -> None:
     async with chain_of(raising(FileNotFoundError()), TableResolver({"sql": "/a"})) as chain:
-        assert (await chain.resolve("base", "sql")).lora_path == "/a"
+        assert (await chain.resolve("base", "sql")).lora_request.lora_path == "/a"
 
 
 def not_async() -> LoRAResolver:
@@ -125,7 +125,7 @@ async def test_a_folder_inside_the_declared_roots_is_accepted(tmp_path: Path) ->
     resolver = TableResolver({"sql": str(tmp_path / "sql")})
     resolver.allowed_roots = (tmp_path,)
     async with chain_of(resolver) as chain:
-        assert (await chain.resolve("base", "sql")).lora_path == str(tmp_path / "sql")
+        assert (await chain.resolve("base", "sql")).lora_request.lora_path == str(tmp_path / "sql")
 
 
 @pytest.mark.parametrize("answer", ["link/sql", "root/sql", "root/latest", "root/../root/sql"])
@@ -136,17 +136,17 @@ async def test_what_lies_in_a_declared_root_is_opened_from_there(tmp_path: Path,
     resolver = TableResolver({"sql": str(tmp_path / answer)})
     resolver.allowed_roots = (tmp_path / "other", tmp_path / "link")
     async with chain_of(resolver) as chain:
-        found = await chain.resolve("base", "sql")
+        found = (await chain.resolve("base", "sql")).lora_request
     assert (found.lora_path, found.allowed_root) == (str(tmp_path / "root" / "sql"), str(tmp_path / "root"))
 
 
 async def test_an_allowed_root_of_the_resolvers_own_making_is_ignored(tmp_path: Path) -> None:
     resolver = returning(LoRARequest("sql", 1, str(tmp_path / "sql"), allowed_root="/"))
     async with chain_of(resolver) as chain:
-        assert (await chain.resolve("base", "sql")).allowed_root is None
+        assert (await chain.resolve("base", "sql")).lora_request.allowed_root is None
     resolver.allowed_roots = (tmp_path,)
     async with chain_of(resolver) as chain:
-        assert (await chain.resolve("base", "sql")).allowed_root == str(tmp_path)
+        assert (await chain.resolve("base", "sql")).lora_request.allowed_root == str(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["elsewhere", "root/../elsewhere", "root/link", "root-and-more", "root/nul\0"])
@@ -166,7 +166,7 @@ def test_a_folder_outside_the_declared_roots_is_refused(tmp_path: Path, folder: 
 
 async def test_a_folder_given_as_a_path_object_is_taken_as_text(tmp_path: Path) -> None:
     async with chain_of(returning(LoRARequest("sql", 1, tmp_path))) as chain:  # type: ignore[arg-type]
-        assert (await chain.resolve("base", "sql")).lora_path == str(tmp_path)
+        assert (await chain.resolve("base", "sql")).lora_request.lora_path == str(tmp_path)
 
 
 async def test_all_calls_of_a_resolver_share_one_loop_that_is_not_the_servers() -> None:
@@ -204,10 +204,10 @@ async def test_a_resolver_that_blocks_delays_neither_the_server_nor_other_resolv
     async with chain_of(OnlyQuick({"quick": "/quick"}), Custom(block)) as chain:
         slow = asyncio.create_task(chain.resolve("base", "slow"))
         await asyncio.to_thread(is_blocked.wait, 30)
-        assert (await chain.resolve("base", "quick")).lora_path == "/quick"
+        assert (await chain.resolve("base", "quick")).lora_request.lora_path == "/quick"
         assert not slow.done()
         may_go_on.set()
-        assert (await slow).lora_path == "/slow"
+        assert (await slow).lora_request.lora_path == "/slow"
 
 
 async def test_cancelling_reaches_the_resolver_and_leaves_it_usable() -> None:
@@ -230,7 +230,7 @@ async def test_cancelling_reaches_the_resolver_and_leaves_it_usable() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         assert await asyncio.to_thread(was_cancelled.wait, 30)
-        assert (await chain.resolve("base", "next")).lora_path == "/next"
+        assert (await chain.resolve("base", "next")).lora_request.lora_path == "/next"
 
 
 async def test_close_ends_the_threads_although_a_resolver_fails_to_close(caplog: pytest.LogCaptureFixture) -> None:
@@ -254,7 +254,7 @@ async def test_a_closed_chain_says_so() -> None:
 async def test_a_resolver_that_blocks_its_loop_does_not_hold_up_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(resolver_chain, "CLOSE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(resolver_calls, "CLOSE_TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(resolver_thread, "CLOSE_TIMEOUT_SECONDS", 0.05)
     is_blocked, go_on = threading.Event(), threading.Event()
 

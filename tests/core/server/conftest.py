@@ -91,7 +91,7 @@ def engine() -> FakeEngine:
 @pytest.fixture
 async def registry(engine: FakeEngine) -> AsyncIterator[AdapterRegistry]:
     chain = ResolverChain([ActiveResolver("found", FoundResolver())])
-    registry = AdapterRegistry(["llama", "base"], chain, load=engine.add_lora, unload=engine.remove_lora)
+    registry = AdapterRegistry(["llama", "base"], chain, load=engine.load_adapter, unload=engine.remove_lora)
     yield registry
     await registry.close()
     await chain.close()

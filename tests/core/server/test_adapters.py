@@ -8,6 +8,8 @@ from loramux.errors import AdapterInvalid
 
 LOAD = "/v1/load_lora_adapter"
 UNLOAD = "/v1/unload_lora_adapter"
+ALIAS = "/v1/move_lora_alias"
+EXPLAIN = "/v1/explain_lora_adapter"
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ async def client(start, adapter_folder: Path):
     return await start(allow_runtime_updates=True, allowed_lora_roots=(adapter_folder.parent,))
 
 
-@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+@pytest.mark.parametrize("path", [LOAD, UNLOAD, ALIAS, EXPLAIN])
 async def test_the_addresses_do_not_exist_unless_they_are_allowed(start, path: str) -> None:
     client = await start()
 
@@ -51,15 +53,16 @@ async def test_an_adapter_can_be_unloaded_by_its_id(client, adapter_folder: Path
         ({}, "lora_name"),
         ({"lora_path": "/x"}, "lora_name"),
         ({"lora_name": "", "lora_path": "/x"}, "lora_name"),
-        ({"lora_name": "sql"}, "lora_path"),
         ({"lora_name": "sql", "lora_path": ""}, "lora_path"),
     ],
 )
-async def test_loading_needs_a_name_and_a_path(client, body: dict[str, str], param: str) -> None:
+async def test_loading_needs_a_name_and_no_empty_path(client, body: dict[str, str], param: str) -> None:
     reply = await client.post(LOAD, body)
 
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "missing_required_parameter", param)
-    assert reply.error["message"] == "Both 'lora_name' and 'lora_path' must be provided."
+    assert reply.error["message"] == (
+        "'lora_name' must be provided, and 'lora_path' must not be empty; without it the resolvers are asked."
+    )
 
 
 @pytest.mark.parametrize("body", [{}, {"lora_name": ""}])
@@ -144,3 +147,66 @@ async def test_without_roots_any_folder_will_do(start, adapter_folder: Path) -> 
     reply = await client.post(LOAD, {"lora_name": "sql", "lora_path": str(adapter_folder)})
 
     assert reply.status == 200
+
+
+async def test_without_a_path_the_resolvers_are_asked(client) -> None:
+    loaded = await client.post(LOAD, {"lora_name": "found/sql"})
+    unknown = await client.post(LOAD, {"lora_name": "unknown"})
+    broken = await client.post(LOAD, {"lora_name": "down/sql"})
+
+    assert (loaded.status, loaded.text) == (200, "Success: LoRA adapter 'found/sql' added successfully.")
+    assert [card["id"] for card in (await client.get("/v1/models")).json["data"]][-1] == "found/sql"
+    assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
+    assert (broken.status, broken.error["code"]) == (503, "adapter_source_unavailable")
+
+
+async def test_an_adapter_is_replaced_in_place_under_a_new_id(client, adapter_folder: Path) -> None:
+    body = {"lora_name": "sql", "lora_path": str(adapter_folder)}
+    await client.post(LOAD, body)
+
+    again = await client.post(LOAD, body)
+    in_place = await client.post(LOAD, {**body, "load_inplace": True})
+
+    assert (again.status, again.error["code"]) == (400, "adapter_already_loaded")
+    assert "'load_inplace' to true" in again.error["message"]
+    assert in_place.status == 200
+    assert (await client.get("/v1/models/sql")).json["lora_int_id"] == 2
+
+
+async def test_an_alias_is_moved_only_from_where_it_is_expected(client) -> None:
+    first = await client.post(ALIAS, {"alias": "prod", "target": "found/v1", "expected_target": None})
+    await client.complete(model="prod")
+    moved = await client.post(ALIAS, {"alias": "prod", "target": "found/v2", "expected_target": "found/v1"})
+    late = await client.post(ALIAS, {"alias": "prod", "target": "found/v3", "expected_target": "found/v1"})
+    answer = await client.complete(model="prod")
+
+    assert first.json == {"alias": "prod", "target": "found/v1", "previous_target": None}
+    assert moved.json["previous_target"] == "found/v1"
+    assert (late.status, late.error["code"], late.error["param"]) == (400, "alias_conflict", "expected_target")
+    assert (answer.json["model"], answer.json["choices"][0]["text"]) == ("prod", "found/v2>hi")
+    card = (await client.get("/v1/models/prod")).json
+    assert (card["id"], card["parent"], card["root"]) == ("prod", "found/v2", "/adapters/found/v2")
+
+    await client.post(ALIAS, {"alias": "prod", "target": None})
+    assert (await client.complete(model="prod")).status == 404
+
+
+async def test_an_alias_needs_a_name_and_says_where_it_goes(client) -> None:
+    assert (await client.post(ALIAS, {"target": "x"})).error["param"] == "alias"
+    assert (await client.post(ALIAS, {"alias": "x"})).error["param"] == "target"
+
+
+async def test_what_the_resolvers_said_can_be_read(client) -> None:
+    await client.complete(model="found/sql")
+    await client.complete(model="unknown")
+    await client.complete(model="down/sql")
+
+    found = (await client.get(f"{EXPLAIN}?lora_name=found/sql")).json
+    unknown = (await client.get(f"{EXPLAIN}?lora_name=unknown")).json
+    down = (await client.get(f"{EXPLAIN}?lora_name=down/sql")).json
+    never = await client.get(f"{EXPLAIN}?lora_name=never")
+
+    assert [step["verdict"] for step in found["steps"]] == ["found", "loaded"]
+    assert [(step["resolver"], step["verdict"]) for step in unknown["steps"]] == [("found", "not found")]
+    assert [(step["verdict"], step["reason"]) for step in down["steps"]] == [("failed", "secret-bucket is down")]
+    assert (never.status, never.error["code"]) == (404, "adapter_not_found")

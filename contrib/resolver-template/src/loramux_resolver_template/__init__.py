@@ -19,6 +19,7 @@ class IndexLoRAResolver(LoRAResolver):
     """Option `index`: a file with `{"name": "folder", …}`; relative folders are meant from the file's own place."""
 
     option_names = ("index",)
+    unknown_seconds = 0.0  # reading the index costs little: a new entry is seen at once
 
     def __init__(self, index: Path) -> None:
         """Take the path only: the file is read at each call, so that new adapters need no restart."""

@@ -31,6 +31,7 @@ class FilesystemLoRAResolver(LoRAResolver):
 
     priority = 10
     option_names = ("root",)
+    unknown_seconds = 0.0  # a folder that was just copied is seen at once
 
     def __init__(self, root: str | Path) -> None:
         """Take an existing folder; ConfigInvalid for anything else."""

@@ -1,0 +1,108 @@
+"""GenerationLoader: from a name or a folder to loaded content under a new id, with a trace of how it was found."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from cachetools import LRUCache, TTLCache
+
+from loramux.adapters.resolution import Found, Trace
+from loramux.adapters.resolver_chain import ResolverChain
+from loramux.adapters.served_adapter import LoadedAdapter, Origin, ServedAdapter
+from loramux.errors import AdapterInvalid, ResolverFailed
+from loramux.lora.hookspecs import AdapterEvent
+from loramux.lora.plugin_hooks import PluginHooks
+from loramux.lora.request import LoRARequest
+
+MAX_TRACES = 1_000
+MAX_INVALID = 1_000
+INVALID_SECONDS = 600.0
+"""A version known to be invalid is not fetched and read again for so long; another version is, at once."""
+
+EventKind = Literal["resolved", "loaded", "failed", "evicted", "unloaded"]
+
+
+class GenerationLoader:
+    """Gives every generation its id, and tells the plugins. All methods belong to the registry's event loop."""
+
+    def __init__(
+        self,
+        base_model_names: Sequence[str],
+        chain: ResolverChain,
+        load: Callable[[LoRARequest], Awaitable[LoadedAdapter]],
+        hooks: PluginHooks,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._base_model_names = tuple(base_model_names)
+        self._chain = chain
+        self._load = load
+        self._hooks = hooks
+        self._ids = itertools.count(1)
+        self._traces: LRUCache[str, Trace] = LRUCache(MAX_TRACES)
+        self._invalid: TTLCache[tuple[str, str], tuple[str, str]] = TTLCache(MAX_INVALID, INVALID_SECONDS, timer=clock)
+
+    async def find(self, name: str, *, is_refresh: bool = False) -> tuple[Found, Trace]:
+        """Ask the resolvers; the answer must be given to `load_found`, or released. Raises what the chain raises."""
+        trace = self._traces[name] = Trace(name)
+        try:
+            found = await self._chain.resolve(self._base_model_names[0], name, trace, is_refresh=is_refresh)
+        except ResolverFailed as exc:
+            self._hooks.adapter_event(AdapterEvent("failed", name, reason=str(exc)))
+            raise
+        return found, trace
+
+    async def load_found(self, found: Found, trace: Trace) -> ServedAdapter:
+        """Read what was found, and release it; AdapterInvalid, too, for a version that was invalid a while ago."""
+        version = (found.lora_request.lora_name, found.revision)
+        try:
+            if found.revision and version in self._invalid:
+                reason, code = self._invalid[version]
+                raise AdapterInvalid(found.lora_request.lora_name, reason, code=code)
+            started = trace.clock()
+            try:
+                served = await self._read(found.lora_request, "resolver", root=found.root)
+            except AdapterInvalid as exc:
+                trace.add("engine", "invalid", exc.reason, since=started)
+                self._invalid[version] = (exc.reason, exc.code)
+                await self._chain.reject(self._base_model_names[0], found)
+                raise
+            trace.add("engine", "loaded", f"sha256 {served.digest}", since=started)
+            return replace(served, revision=found.revision, resolver=found.resolver)
+        finally:
+            found.release()
+
+    async def load_given(self, request: LoRARequest, origin: Origin) -> ServedAdapter:
+        """Read a folder that the operator named; raises AdapterInvalid."""
+        return await self._read(request, origin, root=request.lora_path)
+
+    def forget_unknown(self, name: str) -> None:
+        """Let the resolvers be asked for a name again, although it may have been unknown a moment ago."""
+        self._chain.forget_unknown(name)
+
+    def explain(self, name: str) -> Trace | None:
+        """Return what was said of a name when it was last looked for; None when that is forgotten."""
+        return self._traces.get(name)
+
+    def tell(self, kind: EventKind, request: LoRARequest, *, reason: str | None = None) -> None:
+        """Tell the plugins of a step in an adapter's life."""
+        self._hooks.adapter_event(AdapterEvent(kind, request.lora_name, request.lora_int_id, request.lora_path, reason))
+
+    async def _read(self, request: LoRARequest, origin: Origin, *, root: str) -> ServedAdapter:
+        request = replace(request, lora_int_id=next(self._ids))
+        if origin == "resolver":
+            self.tell("resolved", request)
+        try:
+            loaded = await self._load(request)
+        except Exception as exc:
+            self.tell("failed", request, reason=str(exc))
+            raise
+        parent = request.base_model_name
+        if parent not in self._base_model_names:
+            parent = self._base_model_names[0]
+        pinned = replace(request, digest=loaded.digest)
+        return ServedAdapter(pinned, parent, root, int(time.time()), origin, loaded=loaded)
