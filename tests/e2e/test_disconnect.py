@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from loramux import AsyncLLMEngine, EngineArgs
-from loramux.adapters.registry import AdapterRegistry
-from loramux.adapters.resolver_chain import ResolverChain
-from loramux.server.app import build_app, make_runner
-from loramux.server.state import Server
-from loramux.server.vocabulary import Vocabulary
+from served_engine import serve_engine
 
 HELD = ("used_blocks", "leases", "running", "waiting")
 SECONDS = 20.0
@@ -38,25 +32,10 @@ async def engine(tiny_llama: Path) -> AsyncIterator[AsyncLLMEngine]:
 
 @pytest.fixture
 async def url(engine: AsyncLLMEngine, tiny_llama: Path, make_adapter: Callable[..., Path]) -> AsyncIterator[str]:
-    registry = AdapterRegistry(["tiny"], ResolverChain([]), load=engine.load_adapter, unload=engine.remove_lora)
-    for seed, name in enumerate(("left", "right")):
-        await registry.add(name, str(make_adapter(f"disconnect/{name}", seed=seed)), origin="static")
-    server = Server(
-        engine=engine,
-        tokenizer=engine.tokenizer,
-        vocabulary=Vocabulary(engine.tokenizer.token_text),
-        registry=registry,
-        base_model_names=("tiny",),
-        model_root=str(tiny_llama),
-        max_model_len=engine.max_model_len,
-        created=int(time.time()),
-    )
-    runner = make_runner(build_app(server))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
-    await registry.close()
+    async with serve_engine(engine, tiny_llama) as served:
+        for seed, name in enumerate(("left", "right")):
+            await served.registry.add(name, str(make_adapter(f"disconnect/{name}", seed=seed)), origin="static")
+        yield served.url
 
 
 @pytest.mark.parametrize("stream", [False, True])
