@@ -6,7 +6,6 @@ is read once; the digest and the tensors come from the same buffer, so what is s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from loramux.adapters.adapter_files import AdapterFile, AdapterFiles, open_adapter_files
 from loramux.adapters.adapter_layout import AdapterLayout, SavedBaseWeight, lay_out, max_num_tensors
 from loramux.adapters.base_match import BaseMatch, refuse_other_base
+from loramux.adapters.digest import digest_of_bytes
 from loramux.adapters.peft_config import MAX_CONFIG_NBYTES, PeftConfig, parse_peft_config
 from loramux.adapters.refusal import Refusal
 from loramux.adapters.safetensors_header import (
@@ -33,6 +33,9 @@ from loramux.errors import AdapterInvalid
 BaseWeight = Callable[[str], torch.Tensor]
 _SLACK = 1.1
 
+CHECKS = ("files", "config", "base name", "size", "header", "layout", "values", "base weights", "unchanged")
+"""What is checked, in this order; `passed` hears of each as it is done."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Checks:
@@ -43,7 +46,9 @@ class _Checks:
     base_match: BaseMatch
     serving_dtype: torch.dtype
     base_weight: BaseWeight | None
+    compares_base_weights: bool
     max_adapter_bytes: int
+    passed: Callable[[str], None]
 
 
 def read_adapter(
@@ -55,16 +60,28 @@ def read_adapter(
     base_match: BaseMatch = "basename",
     serving_dtype: torch.dtype = torch.float32,
     base_weight: BaseWeight | None = None,
+    compares_base_weights: bool = True,
     max_adapter_bytes: int = 2 * 1024**3,
     allowed_root: Path | None = None,
+    passed: Callable[[str], None] = lambda _check: None,
 ) -> AdapterWeights:
     """Read and check the adapter in a local folder; raises AdapterInvalid. Blocks: call it off the event loop.
 
     With `allowed_root` the folder must lie below it, and no symlink below it is followed.
     `base_weight(module)` returns the base's own weight of an embedding or lm_head; without it, an adapter that brings
-    a copy of such a weight is refused, because the copy cannot be compared.
+    a copy of such a weight is refused, because the copy cannot be compared. Only whoever does not serve the adapter may
+    set `compares_base_weights` to False. `passed` is called with each of CHECKS that holds.
     """
-    checks = _Checks(base, max_lora_rank, base_match, serving_dtype, base_weight, max_adapter_bytes)
+    checks = _Checks(
+        base,
+        max_lora_rank,
+        base_match,
+        serving_dtype,
+        base_weight,
+        compares_base_weights,
+        max_adapter_bytes,
+        passed,
+    )
     open_files = partial(open_adapter_files, folder, allowed_root)
     try:
         weights = _read_unchanged(name, open_files, checks) or _read_unchanged(name, open_files, checks)
@@ -88,30 +105,42 @@ def _read_unchanged(
             if files.has_changed():
                 return None
             raise
-        return None if files.has_changed() else weights
+        if files.has_changed():
+            return None
+        checks.passed("unchanged")
+        return weights
 
 
 def _read(name: str, files: AdapterFiles, checks: _Checks) -> AdapterWeights:
+    checks.passed("files")
     if files.config.nbytes > MAX_CONFIG_NBYTES:
         raise Refusal(f"{files.config.name} has {files.config.nbytes} bytes; the limit is {MAX_CONFIG_NBYTES}.")
     config_bytes = bytes(_read_exactly(files.config, files.config.nbytes))
     config = parse_peft_config(config_bytes)
+    checks.passed("config")
     refuse_other_base(name, config.base_model_name, base_names=checks.base.names, base_match=checks.base_match)
+    checks.passed("base name")
     _refuse_oversize(files.weights, config, checks)
+    checks.passed("size")
 
     prefix = bytes(files.weights.read(LENGTH_NBYTES))
     header = bytes(_read_exactly(files.weights, header_nbytes(prefix, file_nbytes=files.weights.nbytes)))
     data_nbytes = files.weights.nbytes - len(prefix) - len(header)
     entries = parse_header(header, data_nbytes=data_nbytes, max_tensors=max_num_tensors(checks.base))
+    checks.passed("header")
     layout = lay_out(entries, config=config, base=checks.base, max_lora_rank=checks.max_lora_rank)
+    checks.passed("layout")
 
     data = _read_exactly(files.weights, data_nbytes)
     refuse_non_finite(data, entries, checks.serving_dtype)
-    for saved in layout.saved_base_weights:
-        _refuse_changed_base(saved, data, checks.base_weight)
+    checks.passed("values")
+    if checks.compares_base_weights:
+        for saved in layout.saved_base_weights:
+            _refuse_changed_base(saved, data, checks.base_weight)
+        checks.passed("base weights")
     modules = _modules(layout, data)
     nbytes = sum(module.a.nbytes + module.b.nbytes for module in modules.values())
-    return AdapterWeights(name, _digest(config_bytes, (prefix, header, data)), modules, nbytes)
+    return AdapterWeights(name, digest_of_bytes(config_bytes, (prefix, header, data)), modules, nbytes)
 
 
 def _refuse_oversize(weights: AdapterFile, config: PeftConfig, checks: _Checks) -> None:
@@ -158,13 +187,3 @@ def _modules(layout: AdapterLayout, data: bytearray) -> dict[str, ModuleWeights]
         a, b = tensor_at(data, pair.a), tensor_at(data, pair.b)
         modules[pair.module] = ModuleWeights(a.clone() if must_copy else a, b.clone() if must_copy else b, pair.scaling)
     return modules
-
-
-def _digest(config: bytes, weights: tuple[bytes, bytes, bytearray]) -> str:
-    """Hash both files, each behind its length: no bytes can move from one to the other unseen."""
-    digest = hashlib.sha256(len(config).to_bytes(8, "little"))
-    digest.update(config)
-    digest.update(sum(map(len, weights)).to_bytes(8, "little"))
-    for piece in weights:
-        digest.update(piece)
-    return digest.hexdigest()
