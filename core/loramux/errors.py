@@ -105,5 +105,9 @@ class EngineOverloaded(LoramuxError):
     """The engine cannot take this request now; trying again later may work."""
 
 
+class StoreFull(EngineOverloaded):
+    """No room for one more adapter on the disk, with all that is not in use evicted; it comes when others let go."""
+
+
 class EngineDead(LoramuxError):
     """The engine thread has stopped; no request can be answered until a restart."""
