@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from loramux.adapters.resolution import Found, Trace
 from loramux.adapters.resolver_chain import ResolverChain
@@ -19,9 +19,6 @@ from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.request import LoRARequest
 
 MAX_TRACES = 1_000
-MAX_INVALID = 1_000
-INVALID_SECONDS = 600.0
-"""A version known to be invalid is not fetched and read again for so long; another version is, at once."""
 
 EventKind = Literal["resolved", "loaded", "failed", "evicted", "unloaded"]
 
@@ -35,8 +32,6 @@ class GenerationLoader:
         chain: ResolverChain,
         load: Callable[[LoRARequest], Awaitable[LoadedAdapter]],
         hooks: PluginHooks,
-        *,
-        clock: Callable[[], float],
     ) -> None:
         self._base_model_names = tuple(base_model_names)
         self._chain = chain
@@ -44,7 +39,6 @@ class GenerationLoader:
         self._hooks = hooks
         self._ids = itertools.count(1)
         self._traces: LRUCache[str, Trace] = LRUCache(MAX_TRACES)
-        self._invalid: TTLCache[tuple[str, str], tuple[str, str]] = TTLCache(MAX_INVALID, INVALID_SECONDS, timer=clock)
 
     async def find(self, name: str, *, is_refresh: bool = False) -> tuple[Found, Trace]:
         """Ask the resolvers; the answer must be given to `load_found`, or released. Raises what the chain raises."""
@@ -57,19 +51,14 @@ class GenerationLoader:
         return found, trace
 
     async def load_found(self, found: Found, trace: Trace) -> ServedAdapter:
-        """Read what was found, and release it; AdapterInvalid, too, for a version that was invalid a while ago."""
-        version = (found.lora_request.lora_name, found.revision)
+        """Read what was found, and release it; raises AdapterInvalid."""
         try:
-            if found.revision and version in self._invalid:
-                reason, code = self._invalid[version]
-                raise AdapterInvalid(found.lora_request.lora_name, reason, code=code)
             started = trace.clock()
             try:
                 served = await self._read(found.lora_request, "resolver", root=found.root)
             except AdapterInvalid as exc:
                 trace.add("engine", "invalid", exc.reason, since=started)
-                self._invalid[version] = (exc.reason, exc.code)
-                await self._chain.reject(self._base_model_names[0], found)
+                await self._chain.reject(self._base_model_names[0], found, exc)
                 raise
             trace.add("engine", "loaded", f"sha256 {served.digest}", since=started)
             return replace(served, revision=found.revision, resolver=found.resolver)

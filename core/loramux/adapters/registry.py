@@ -74,7 +74,7 @@ class AdapterRegistry:
         self._load = load
         self._unload = unload
         self._hooks = hooks or PluginHooks()
-        self._loader = GenerationLoader(self._base_model_names, chain, load, self._hooks, clock=clock)
+        self._loader = GenerationLoader(self._base_model_names, chain, load, self._hooks)
         self._patience = patience or Patience()
         self._clock = clock
         self.aliases = Aliases()

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+from cachetools import TTLCache
 
 from loramux.adapters.adapter_files import folder_revision
 from loramux.adapters.adapter_name import is_adapter_name
@@ -23,14 +27,26 @@ from loramux.lora.plugin_manager import ActiveResolver
 
 logger = logging.getLogger(__name__)
 
+MAX_INVALID = 1_000
+INVALID_SECONDS = 600.0
+
 
 class Fetcher(Protocol):
     """Brings what a remote resolver knows into local folders: the materializer."""
 
     async def find(
-        self, resolver: ResolverCalls, base_model_name: str, lora_name: str, *, is_refresh: bool = False
+        self,
+        resolver: ResolverCalls,
+        base_model_name: str,
+        lora_name: str,
+        *,
+        is_refresh: bool = False,
+        refuse_revision: Callable[[str], None] | None = None,
     ) -> Found | None:
-        """Return the adapter in a local folder, held; None when the source does not know it."""
+        """Return the adapter in a local folder, held; None when the source does not know it.
+
+        `refuse_revision` is called before anything is fetched; it raises for what need not be.
+        """
         ...
 
     async def reject(self, base_model_name: str, found: Found) -> None:
@@ -44,9 +60,18 @@ class ResolverChain:
     Remote resolvers need somebody who fetches their files into the store.
     """
 
-    def __init__(self, resolvers: Sequence[ActiveResolver], fetcher: Fetcher | None = None) -> None:
+    def __init__(
+        self,
+        resolvers: Sequence[ActiveResolver],
+        fetcher: Fetcher | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._members = [ResolverCalls(active) for active in resolvers]
         self._fetcher = fetcher
+        self._invalid: TTLCache[tuple[str, str, str], tuple[str, str]] = TTLCache(
+            MAX_INVALID, INVALID_SECONDS, timer=clock
+        )
 
     async def resolve(
         self, base_model_name: str, lora_name: str, trace: Trace | None = None, *, is_refresh: bool = False
@@ -79,9 +104,15 @@ class ResolverChain:
             raise passed_over
         raise AdapterNotFound(lora_name)
 
-    async def reject(self, base_model_name: str, found: Found) -> None:
-        """Release an answer whose files turned out to be no valid adapter, and keep nothing of it."""
+    async def reject(self, base_model_name: str, found: Found, error: AdapterInvalid) -> None:
+        """Release an answer whose files turned out to be no valid adapter, and keep nothing but the reason.
+
+        That version is refused for a while without being fetched or read again; another version is not.
+        """
         found.release()
+        if found.revision:
+            version = (found.resolver, found.lora_request.lora_name, found.revision)
+            self._invalid[version] = (error.reason, error.code)
         if self._fetcher is not None:
             await self._fetcher.reject(base_model_name, found)
 
@@ -122,14 +153,27 @@ class ResolverChain:
         if member.is_remote:
             if self._fetcher is None:
                 raise ResolverFailed(f"resolver {member.name!r} needs a store for what it fetches", retryable=False)
-            return await self._fetcher.find(member, base_model_name, lora_name, is_refresh=is_refresh)
+            return await self._fetcher.find(
+                member,
+                base_model_name,
+                lora_name,
+                is_refresh=is_refresh,
+                refuse_revision=partial(self._refuse_invalid, member.name, lora_name),
+            )
         request = await member.resolve(base_model_name, lora_name)
         if request is None:
             return None
         revision = request.revision
         if revision is None:
             revision = await asyncio.to_thread(folder_revision, Path(request.lora_path))
+        self._refuse_invalid(member.name, lora_name, revision)
         return Found(request, member.name, root=request.lora_path, revision=revision)
+
+    def _refuse_invalid(self, resolver_name: str, lora_name: str, revision: str) -> None:
+        version = (resolver_name, lora_name, revision)
+        if version in self._invalid:
+            reason, code = self._invalid[version]
+            raise AdapterInvalid(lora_name, reason, code=code)
 
 
 def _verdict_on(error: BaseException) -> Verdict:

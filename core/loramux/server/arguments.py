@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
+from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import BaseMatch, DeviceName, DTypeName, EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
 from loramux.lora.resolver_options import ResolverOptions
-from loramux.server.config import ServerConfig
+from loramux.server.config import ServerConfig, StoreConfig
 from loramux.server.lora_modules import parse_lora_modules
 
 ENGINE_OPTIONS = (
@@ -36,6 +38,8 @@ _LORA_OPTIONS = (
     "lora_modules",
     "lora_alias",
     "lora_wait",
+    "store",
+    "max_disk_bytes",
     "lora_resolvers",
     "resolver_option",
     "config",
@@ -47,6 +51,7 @@ _LORA_OPTIONS = (
 )
 
 API_KEY_VARIABLE = "LORAMUX_API_KEY"
+STORE_VARIABLE = "LORAMUX_STORE"
 _UPDATING = "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING"
 
 
@@ -89,6 +94,10 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
         allowed_lora_roots=_read_roots(arguments.allowed_lora_roots),
         lora_aliases=_read_aliases(arguments.lora_alias),
         lora_wait_seconds=30.0 if arguments.lora_wait is None else arguments.lora_wait,
+        store=StoreConfig(
+            root=arguments.store or Path(environment.get(STORE_VARIABLE) or DEFAULT_STORE_ROOT),
+            max_bytes=DEFAULT_MAX_DISK_BYTES if arguments.max_disk_bytes is None else arguments.max_disk_bytes,
+        ),
     )
 
 
@@ -143,6 +152,15 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--lora-wait", type=float, metavar="SECONDS", help="how long a request waits for its adapter to load (30)"
+    )
+    group.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help=f"where fetched adapters are kept ({STORE_VARIABLE}, {DEFAULT_STORE_ROOT})",
+    )
+    group.add_argument(
+        "--max-disk-bytes", type=_read_bytes, metavar="SIZE", help="most that the store may take (50GiB)"
     )
     group.add_argument(
         "--allowed-lora-roots", metavar="DIR,DIR", help="where /v1/load_lora_adapter may load from (anywhere)"

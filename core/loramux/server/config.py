@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loramux.adapters.adapter_name import is_adapter_name
+from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
+from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
@@ -28,8 +30,8 @@ class LoRAModule:
 class StoreConfig:
     """Where fetched adapters are kept, and how much disk they may take."""
 
-    root: Path
-    max_bytes: int
+    root: Path = Path(DEFAULT_STORE_ROOT)
+    max_bytes: int = DEFAULT_MAX_DISK_BYTES
 
     def __post_init__(self) -> None:
         if self.max_bytes < 1:
@@ -40,8 +42,8 @@ class StoreConfig:
 class ServerConfig:
     """Everything about the server that is not about the engine.
 
-    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. Port 0 takes any free port. `store`
-    None: no remote resolver can be served. Raises ConfigInvalid, which names the setting, its value and what to do.
+    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. Port 0 takes any free port. Raises
+    ConfigInvalid, which names the setting, its value and what to do.
     """
 
     engine: EngineArgs
@@ -54,7 +56,7 @@ class ServerConfig:
     allowed_lora_roots: tuple[Path, ...] | None = None
     lora_aliases: tuple[tuple[str, str], ...] = ()
     lora_wait_seconds: float = 30.0
-    store: StoreConfig | None = None
+    store: StoreConfig = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

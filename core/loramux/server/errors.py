@@ -24,6 +24,7 @@ from loramux.errors import (
     RequestInvalid,
     ResolverDenied,
     ResolverFailed,
+    StoreFull,
 )
 
 LONGEST_SHOWN_VALUE = 128
@@ -71,6 +72,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "unsupported_encoding": ErrorKind(415, "invalid_request_error"),
     "adapter_loading": ErrorKind(503, "server_error", {"Retry-After": "2"}),
     "adapter_source_unavailable": ErrorKind(503, "server_error"),
+    "adapter_store_full": ErrorKind(503, "server_error", {"Retry-After": "30"}),
     "server_overloaded": ErrorKind(503, "server_error", {"Retry-After": "1"}),
     "server_draining": ErrorKind(503, "server_error", {"Retry-After": "1", **_CLOSE}),
     "engine_unavailable": ErrorKind(503, "server_error", {"Retry-After": "5"}),
@@ -133,6 +135,8 @@ def describe(error: BaseException, *, request_id: str) -> ErrorReply:
         case ResolverFailed():
             message = "The adapter store is temporarily unavailable. Retry later."
             return _reply("adapter_source_unavailable", message, param="model", headers=_retry_headers(error))
+        case StoreFull():
+            return _reply("adapter_store_full", "The adapter store is full. Retry later.", param="model")
         case EngineOverloaded():
             return _reply("server_overloaded", "The server is overloaded. Retry shortly.")
         case EngineDead():

@@ -9,16 +9,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
+from loramux.adapters.disk_store import DiskStore
+from loramux.adapters.materializer import Materializer
 from loramux.adapters.registry import AdapterRegistry, Patience
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.engine.async_llm_engine import AsyncLLMEngine
 from loramux.errors import AdapterInvalid, ConfigInvalid, RequestInvalid
 from loramux.lora.plugin_manager import PluginManager
+from loramux.lora.remote import RemoteLoRAResolver
 from loramux.lora.request import LoRARequest
 from loramux.server.app import build_app, make_runner
 from loramux.server.arguments import API_KEY_VARIABLE
@@ -48,14 +51,15 @@ def serve(config: ServerConfig) -> int:
     with listener:
         plugins = PluginManager.start(config.plugins) if config.engine.enable_lora else None
         relay = EvictionRelay()
-        with show_loading(config.engine.model):
-            engine = AsyncLLMEngine.from_engine_args(config.engine, on_adapter_event=relay)
-        try:
-            asyncio.run(_run(config, engine, plugins, listener=listener, relay=relay))
-        finally:
-            engine.shutdown()
-            if plugins is not None:
-                plugins.close()
+        with _store(config, plugins) as store:
+            with show_loading(config.engine.model):
+                engine = AsyncLLMEngine.from_engine_args(config.engine, on_adapter_event=relay)
+            try:
+                asyncio.run(_run(config, engine, plugins, store=store, listener=listener, relay=relay))
+            finally:
+                engine.shutdown()
+                if plugins is not None:
+                    plugins.close()
     logger.info("stopped")  # what still takes a second is the interpreter, which takes torch apart
     return 0
 
@@ -65,10 +69,11 @@ async def _run(
     engine: AsyncLLMEngine,
     plugins: PluginManager | None,
     *,
+    store: DiskStore | None,
     listener: socket.socket,
     relay: EvictionRelay,
 ) -> None:
-    async with _registry(config, engine, plugins) as registry:
+    async with _registry(config, engine, plugins, store) as registry:
         relay.connect(registry)
         await _load_modules(config.lora_modules, registry)
         server = _server(config, engine, registry)
@@ -100,11 +105,26 @@ async def _load_modules(modules: Sequence[LoRAModule], registry: AdapterRegistry
             raise refused_module(module, exc.reason) from exc
 
 
+@contextmanager
+def _store(config: ServerConfig, plugins: PluginManager | None) -> Iterator[DiskStore | None]:
+    """Open the store if a resolver fetches files; only one process has it at a time."""
+    resolvers = () if plugins is None else plugins.resolvers
+    if not any(isinstance(active.resolver, RemoteLoRAResolver) for active in resolvers):
+        yield None
+        return
+    store = DiskStore.open(config.store.root, max_bytes=config.store.max_bytes)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
 @asynccontextmanager
 async def _registry(
-    config: ServerConfig, engine: AsyncLLMEngine, plugins: PluginManager | None
+    config: ServerConfig, engine: AsyncLLMEngine, plugins: PluginManager | None, store: DiskStore | None
 ) -> AsyncIterator[AdapterRegistry]:
-    chain = ResolverChain(() if plugins is None else plugins.resolvers)
+    materializer = None if store is None else Materializer(store)
+    chain = ResolverChain(() if plugins is None else plugins.resolvers, materializer)
     registry = AdapterRegistry(
         config.engine.base_model_names,
         chain,

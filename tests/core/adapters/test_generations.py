@@ -90,7 +90,7 @@ async def make_registry(
 
         async def make(**patience: float) -> AdapterRegistry:
             policy = ResolverPolicy(revalidate_seconds=300, unknown_seconds=0)
-            chain = ResolverChain([ActiveResolver("source", source, policy)])
+            chain = ResolverChain([ActiveResolver("source", source, policy)], clock=clock)
             registry = AdapterRegistry(
                 ["base"], chain, engine.load, engine.unload, patience=Patience(**patience), clock=clock
             )
