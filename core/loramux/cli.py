@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
 from loramux import __version__
+from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
 from loramux.server.arguments import (
     add_resolver_arguments,
@@ -19,7 +21,7 @@ from loramux.server.lora_modules import refuse_missing_folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 2 for wrong settings, 1 for other failures."""
+    """Run one command; the exit status is 2 for wrong settings, 3 for an unknown adapter, 1 for other failures."""
     parser = _build_parser()
     arguments = parser.parse_args(argv)
     try:
@@ -43,7 +45,29 @@ def _build_parser() -> argparse.ArgumentParser:
     plugins = commands.add_parser("plugins", help="list the plugins: which are active, where they look, why not")
     plugins.add_argument("--json", action="store_true", help="print JSON")
     add_resolver_arguments(plugins)
+    _add_resolve(commands.add_parser("resolve", help="ask the resolvers for an adapter, without a server"))
+    _add_inspect(commands.add_parser("inspect", help="show what is in an adapter, and how it fares in every check"))
     return parser
+
+
+def _add_resolve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the adapter's name, as a client would send it")
+    parser.add_argument("--explain", action="store_true", help="print what each resolver said, and how long it took")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--base", default="base", metavar="NAME", help="name of the base model (%(default)s)")
+    add_resolver_arguments(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="PATH|NAME", help="an adapter's folder, or a name for the resolvers")
+    parser.add_argument("--base", metavar="MODEL", help="check it against this base model, which is loaded for that")
+    parser.add_argument("--served-model-name", nargs="+", default=[], metavar="NAME", help="names of the base model")
+    parser.add_argument("--base-match", choices=get_args(BaseMatch), default="basename", help="as for serve")
+    parser.add_argument(
+        "--max-lora-rank", type=int, default=64, metavar="N", help="largest rank accepted (%(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_resolver_arguments(parser)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -62,7 +86,37 @@ def _plugins(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"serve": _serve, "plugins": _plugins}
+def _resolve(arguments: argparse.Namespace) -> int:
+    plugins = read_plugin_config(arguments, os.environ)
+    from loramux.commands.resolve import show_resolution  # imports torch, to look into what is found
+
+    return show_resolution(
+        arguments.name,
+        base_model_name=arguments.base,
+        plugins=plugins,
+        explains=arguments.explain,
+        as_json=arguments.json,
+    )
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    plugins = read_plugin_config(arguments, os.environ)
+    from loramux.commands.inspect import InspectOptions, show_inspection  # imports torch
+
+    return show_inspection(
+        InspectOptions(
+            target=arguments.target,
+            base=arguments.base,
+            served_model_name=tuple(arguments.served_model_name),
+            base_match=arguments.base_match,
+            max_lora_rank=arguments.max_lora_rank,
+            plugins=plugins,
+            as_json=arguments.json,
+        )
+    )
+
+
+_COMMANDS = {"serve": _serve, "plugins": _plugins, "resolve": _resolve, "inspect": _inspect}
 
 if __name__ == "__main__":
     sys.exit(main())
