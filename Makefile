@@ -1,5 +1,5 @@
 # `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
-.PHONY: demo serve test unit lint families clean
+.PHONY: demo serve test unit campaign lint families clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,7 +18,10 @@ test: lint
 	$(BIN)/pytest
 
 unit: .venv/installed
-	$(BIN)/pytest tests/core tests/kernels -m "not slow"
+	$(BIN)/pytest tests/core tests/kernels -m "not slow and not campaign"
+
+campaign: .venv/installed
+	$(BIN)/pytest -m campaign -s
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -75,7 +75,8 @@ class Flights:
             logger.warning("adapter given up adapter=%s seconds=%g", name, self._limit_seconds)
             return ResolverFailed(f"adapter {name!r} was not there within {self._limit_seconds:g} s")
         except LoramuxError as exc:
-            cause = None if isinstance(exc.__cause__, LoramuxError) else exc.__cause__  # a refusal is no fault
+            is_plain = isinstance(exc.__cause__, LoramuxError | TimeoutError)  # a refusal, or a source that is slow
+            cause = None if is_plain else exc.__cause__
             logger.warning("adapter not available adapter=%s: %s", name, exc, exc_info=cause)
             return exc
         except Exception as exc:

@@ -11,6 +11,7 @@ import inspect
 import logging
 import os
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,11 +40,10 @@ T = TypeVar("T")
 class ResolverCalls:
     """One resolver as the chain sees it. All methods belong to the server's loop."""
 
-    def __init__(self, active: ActiveResolver, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, active: ActiveResolver, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = active.name
         self.policy = active.policy
         self.fingerprint = active.fingerprint
-        clock = clock or _loop_time
         self.breaker = CircuitBreaker(clock)
         self._unknown: TLRUCache[str, None] = TLRUCache(
             MAX_UNKNOWN_NAMES, ttu=lambda _name, _value, now: now + self._unknown_seconds(), timer=clock
@@ -223,7 +223,3 @@ def _contain(found: LoRARequest, roots: Sequence[str | Path]) -> LoRARequest | N
 
 def _real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(Path(path).expanduser()))
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()

@@ -67,7 +67,7 @@ class ResolverChain:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._members = [ResolverCalls(active) for active in resolvers]
+        self._members = [ResolverCalls(active, clock=clock) for active in resolvers]
         self._fetcher = fetcher
         self._invalid: TTLCache[tuple[str, str, str], tuple[str, str]] = TTLCache(
             MAX_INVALID, INVALID_SECONDS, timer=clock
