@@ -110,7 +110,7 @@ class ResolverCalls:
             raise
         except TimeoutError as exc:
             self.breaker.fail()
-            raise self._fault(f"did not answer within {self.policy.timeout_seconds:g} s", retryable=True) from exc
+            raise await self._too_late() from exc
         except ResolverFailed as exc:
             if exc.retryable:
                 self.breaker.fail()
@@ -141,8 +141,11 @@ class ResolverCalls:
     def _loop(self) -> asyncio.AbstractEventLoop | None:
         return None if self._calls_synchronously else client_loop(self._resolver)
 
-    def _fault(self, what: str, *, retryable: bool) -> ResolverFailed:
-        return ResolverFailed(f"resolver {self.name!r} {what}", retryable=retryable)
+    async def _too_late(self) -> ResolverFailed:
+        what = f"resolver {self.name!r} did not answer within {self.policy.timeout_seconds:g} s"
+        if await self._thread.is_blocked():
+            what += ", and blocks its event loop: what waits belongs behind an await or into asyncio.to_thread"
+        return ResolverFailed(what)
 
 
 async def _translate(resolver_name: str, asked_for: str, question: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+TURN_TIMEOUT_SECONDS = 0.1
 CLOSE_TIMEOUT_SECONDS = 0.5  # a loop that is not blocked ends at once
 
 
@@ -40,6 +41,18 @@ class ResolverThread:
             raise NotAskedAgain(f"resolver {self._name!r} is closed", retry_after_seconds=5)
         loop = loop or self._loop or self._start()
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(function(), loop))
+
+    async def is_blocked(self) -> bool:
+        """Whether something keeps the thread's loop from going on; takes a tenth of a second when it does."""
+        if self._loop is None:
+            return False
+        turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT_SECONDS):
+                await asyncio.wrap_future(turn)
+        except TimeoutError:
+            return True
+        return False
 
     async def close(self) -> None:
         """End the loop after cancelling what still runs on it; a thread that is blocked is left behind."""

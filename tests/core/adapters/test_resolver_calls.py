@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -87,6 +88,21 @@ async def test_a_resolver_that_hangs_is_given_up_in_its_time_and_named() -> None
     async with chain_of((Scripted("hang"), ResolverPolicy(timeout_seconds=0.01))) as chain:
         with pytest.raises(ResolverFailed, match=r"resolver 'r0' did not answer within 0\.01 s"):
             await chain.resolve("base", "sql")
+
+
+async def test_a_resolver_that_blocks_its_loop_is_told_so() -> None:
+    go_on = threading.Event()
+
+    class Blocks(TableResolver):
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+            go_on.wait(timeout=30)
+            return None
+
+    message = r"resolver 'r0' did not answer within 0\.05 s, and blocks its event loop: .* asyncio\.to_thread"
+    async with chain_of((Blocks(), ResolverPolicy(timeout_seconds=0.05))) as chain:
+        with pytest.raises(ResolverFailed, match=message):
+            await chain.resolve("base", "sql")
+        go_on.set()
 
 
 async def test_after_five_failures_a_resolver_is_left_alone_and_the_client_told_when_to_come_back() -> None:
