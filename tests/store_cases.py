@@ -75,6 +75,8 @@ def check_integrity(store: DiskStore) -> None:
     assert store.reserved_nbytes == 0
     for path in layout.refs.iterdir():
         assert re.fullmatch(r"[0-9a-f]{64}\.json", path.name)
-    for named in named_refs(layout):
+    named_by_file = list(named_refs(layout))
+    assert len(named_by_file) == len(list(layout.refs.iterdir()))
+    for named in named_by_file:
         found = store.find_ref(named.base_model_name, named.lora_name)
         assert found is None or found.digest in contents(store.root)
