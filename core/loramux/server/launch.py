@@ -84,7 +84,8 @@ async def _run(
             site = web.SockSite(runner, listener, backlog=BACKLOG)
             await site.start()
             statuses = () if plugins is None else tuple(plugins.report())
-            show_start(StartScreen(engine.summary, config, statuses, url_of(config.host, listener)))
+            stored_nbytes = None if store is None else store.nbytes
+            show_start(StartScreen(engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes))
             await stopping.wait()
             logger.info(
                 "stopping in_flight=%d: they get %g seconds; a second signal ends at once",

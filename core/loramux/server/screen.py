@@ -25,6 +25,7 @@ class StartScreen:
     config: ServerConfig
     plugins: Sequence[PluginStatus]
     url: str
+    stored_nbytes: int | None = None  # None: no store is in use
 
     def lines(self) -> list[tuple[str, str]]:
         """Label and text of every line."""
@@ -39,6 +40,7 @@ class StartScreen:
             ),
             ("adapters", self._adapters()),
             *(("resolver" if index == 0 else "", line) for index, line in enumerate(self._resolvers())),
+            *self._store(),
             ("access", "with an API key" if self.config.api_keys else "open to everybody on this machine"),
             ("listening", self.url),
         ]
@@ -54,6 +56,12 @@ class StartScreen:
         loaded = ", ".join(module.name for module in self.config.lora_modules)
         text = f"{summary.max_loras} slots, {summary.max_cpu_loras} in host memory, rank up to {summary.max_lora_rank}"
         return f"{text}; loaded: {loaded}" if loaded else text
+
+    def _store(self) -> list[tuple[str, str]]:
+        if self.stored_nbytes is None:
+            return []
+        store = self.config.store
+        return [("store", f"{store.root}: {_size(self.stored_nbytes)}, at most {_size(store.max_bytes)}")]
 
     def _resolvers(self) -> list[str]:
         if not self.config.engine.enable_lora:

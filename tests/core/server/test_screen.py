@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from loramux.config import EngineArgs, StartupSummary
@@ -60,3 +62,10 @@ def test_a_server_without_adapters_says_so() -> None:
 
     assert lines["adapters"] == "off (--enable-lora turns them on)"
     assert "resolver" not in lines
+
+
+def test_the_store_is_shown_where_a_resolver_fetches_files() -> None:
+    shown = replace(screen(), stored_nbytes=5 * 2**20)
+
+    assert dict(shown.lines())["store"] == "~/.cache/loramux/store: 5.0 MiB, at most 50.0 GiB"
+    assert "store" not in dict(screen().lines())
