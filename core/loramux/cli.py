@@ -6,17 +6,23 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from loramux import __version__
+from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
+from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
 from loramux.server.arguments import (
+    STORE_VARIABLE,
+    _read_bytes,
     add_resolver_arguments,
     add_serve_arguments,
     read_plugin_config,
     read_server_config,
 )
+from loramux.server.config import StoreConfig
 from loramux.server.lora_modules import refuse_missing_folders
 
 
@@ -47,6 +53,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add_resolver_arguments(plugins)
     _add_resolve(commands.add_parser("resolve", help="ask the resolvers for an adapter, without a server"))
     _add_inspect(commands.add_parser("inspect", help="show what is in an adapter, and how it fares in every check"))
+    _add_store(commands.add_parser("store", help="list, verify and clean up the store of fetched adapters"))
     return parser
 
 
@@ -70,6 +77,19 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     add_resolver_arguments(parser)
 
 
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("ls", help="list what is there, also beside a running server")
+    actions.add_parser("verify", help="read and hash all of it, also beside a running server")
+    gc = actions.add_parser("gc", help="remove what is corrupt, leads nowhere or exceeds the quota; no server may run")
+    gc.add_argument("--max-disk-bytes", type=_read_bytes, metavar="SIZE", help="most that the store may take (50GiB)")
+    for action in actions.choices.values():
+        action.add_argument(
+            "--store", type=Path, metavar="DIR", help=f"where it is ({STORE_VARIABLE}, {DEFAULT_STORE_ROOT})"
+        )
+        action.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     config = read_server_config(arguments, os.environ)
     refuse_missing_folders(config.lora_modules)
@@ -80,7 +100,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _plugins(arguments: argparse.Namespace) -> int:
     config = read_plugin_config(arguments, os.environ)
-    from loramux.server.plugin_table import show_plugins  # plugins may import much; `--help` needs none of it
+    from loramux.commands.plugins import show_plugins  # plugins may import much; `--help` needs none of it
 
     show_plugins(config, as_json=arguments.json)
     return 0
@@ -116,7 +136,21 @@ def _inspect(arguments: argparse.Namespace) -> int:
     )
 
 
-_COMMANDS = {"serve": _serve, "plugins": _plugins, "resolve": _resolve, "inspect": _inspect}
+def _store(arguments: argparse.Namespace) -> int:
+    root = arguments.store or Path(os.environ.get(STORE_VARIABLE) or DEFAULT_STORE_ROOT)
+    from loramux.commands.store import clean_store, list_store, verify_store
+
+    match arguments.action:
+        case "ls":
+            return list_store(StoreConfig(root), as_json=arguments.json)
+        case "verify":
+            return verify_store(StoreConfig(root), as_json=arguments.json)
+        case _:
+            max_bytes = DEFAULT_MAX_DISK_BYTES if arguments.max_disk_bytes is None else arguments.max_disk_bytes
+            return clean_store(StoreConfig(root, max_bytes), as_json=arguments.json)
+
+
+_COMMANDS = {"serve": _serve, "plugins": _plugins, "resolve": _resolve, "inspect": _inspect, "store": _store}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
+from loramux.commands.printing import add_row, console, print_json, table
 from loramux.lora.plugin_manager import PluginConfig, PluginManager, PluginStatus
-
-_WIDTH_OF_A_FILE = 200
 
 
 def show_plugins(config: PluginConfig, *, as_json: bool) -> None:
@@ -26,19 +22,16 @@ def show_plugins(config: PluginConfig, *, as_json: bool) -> None:
 
 def _print(statuses: list[PluginStatus], *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps([asdict(status) for status in statuses], indent=2) + "\n")
+        print_json([asdict(status) for status in statuses])
         return
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE)
-    if not statuses:
-        console.print("No plugins are installed.")
-        return
-    console.print(_table(statuses))
+    console().print(_table(statuses) if statuses else "No plugins are installed.")
 
 
 def _table(statuses: list[PluginStatus]) -> Table:
-    table = Table("name", "distribution", "version", "active", "looks in", "hooks", box=None, header_style="bold")
+    rows = table("name", "distribution", "version", "active", "looks in", "hooks")
     for status in statuses:
-        table.add_row(
+        add_row(
+            rows,
             status.name,
             status.distribution or "-",
             status.version or "-",
@@ -46,4 +39,4 @@ def _table(statuses: list[PluginStatus]) -> Table:
             status.looks_in or "-",
             ", ".join(status.hooks) or "-",
         )
-    return table
+    return rows
