@@ -21,17 +21,27 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
-def _own_aws_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _own_aws_environment(monkeypatch: pytest.MonkeyPatch, nowhere: Path) -> None:
+    set_environment(monkeypatch, nowhere)
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, nowhere: Path) -> None:
+    """Forget what this machine says about AWS and proxies."""
     for variable in os.environ:
         if variable.startswith(("AWS_", "BOTO_")) or variable.lower().endswith("_proxy"):
             monkeypatch.delenv(variable)
-    nowhere = tmp_path_factory.mktemp("aws")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(nowhere / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nowhere / "credentials"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     for variable, secret in SECRETS.items():
         monkeypatch.setenv(variable, secret)
+
+
+@pytest.fixture(scope="session")
+def nowhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty folder, in place of `~/.aws`."""
+    return tmp_path_factory.mktemp("aws")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,16 +62,12 @@ def s3_server() -> Iterator[tuple[str, int]]:
 
 
 @pytest.fixture(scope="session")
-def s3_client(s3_server: tuple[str, int]) -> Iterator[Any]:
+def s3_client(s3_server: tuple[str, int], nowhere: Path) -> Iterator[Any]:
     """Return a client that goes past the proxy."""
     host, port = s3_server
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        set_environment(monkeypatch, nowhere)
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
     yield client
     client.close()
 

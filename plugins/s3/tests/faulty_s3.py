@@ -72,7 +72,6 @@ class FaultyS3:
         self.upstream = upstream
         self.calls: list[str] = []
         self.sent_headers: list[dict[str, str]] = []
-        self.is_hanging = threading.Event()
         self.is_over = threading.Event()
         self._faults: list[tuple[str, str, Fault]] = []
 
@@ -147,7 +146,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer.body[: answer.num_sent])
         self.wfile.flush()
         if answer.hangs:
-            self.proxy.is_hanging.set()
             self.proxy.is_over.wait()
         self.close_connection = answer.num_sent is not None
 

@@ -40,7 +40,8 @@ def weights(adapters: Adapters) -> RemoteFile:
 
 
 @pytest.fixture
-def _short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_timeout(weights: RemoteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on: the weights have been located in peace."""
     monkeypatch.setattr(bucket, "READ_TIMEOUT_SECONDS", 0.05)
 
 
@@ -111,12 +112,12 @@ def test_the_environment_cannot_turn_hidden_retries_on(adapters: Adapters, monke
     assert len(adapters.proxy.calls) == 1
 
 
-@pytest.mark.usefixtures("_short_timeout")
-def test_the_client_waits_as_long_as_the_plugin_says(adapters: Adapters) -> None:
+def test_the_client_waits_as_long_as_the_plugin_says(adapters: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket, "READ_TIMEOUT_SECONDS", 20)
     resolver = adapters.resolver()
     adapters.locate("team/sql", resolver)
     config = resolver.bucket._client.meta.config
-    assert (config.connect_timeout, config.read_timeout) == (5, 0.05)
+    assert (config.connect_timeout, config.read_timeout) == (5, 20)
 
 
 @pytest.mark.usefixtures("_short_timeout")

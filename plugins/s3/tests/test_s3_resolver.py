@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import faulty_s3
+import loramux_s3
 from loramux.errors import ConfigInvalid, SourceChanged
 from loramux.lora.resolver import LoRAResolver
 from loramux.lora.testing import HOSTILE_NAMES, RemoteResolverContract
@@ -164,21 +167,34 @@ def test_an_empty_file_is_downloaded_too(adapters: Adapters, destination: Path) 
     assert adapters.download(adapters.found().weights, destination) == b""
 
 
-def test_a_cancelled_download_writes_nothing_more(adapters: Adapters, destination: Path) -> None:
-    """Nothing comes after the first bytes: the download can only wait, and be cancelled."""
+def test_a_cancelled_download_first_ends_the_write_that_it_has_begun(
+    adapters: Adapters, destination: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a thread would go on in a folder that the core is about to remove."""
     found = adapters.found()
-    adapters.proxy.spoil("GET", WEIGHTS, faulty_s3.hanging(3))
+    has_begun, may_end = threading.Event(), threading.Event()
+    write = loramux_s3._write_at_once
 
-    async def cancel(resolver: S3LoRAResolver) -> int:
+    def held_up(*arguments: Any) -> None:
+        has_begun.set()
+        may_end.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(loramux_s3, "_write_at_once", held_up)
+
+    async def cancel(resolver: S3LoRAResolver) -> None:
         download = asyncio.create_task(resolver.download(found.weights, destination))
-        await asyncio.to_thread(adapters.proxy.is_hanging.wait)
+        await asyncio.to_thread(has_begun.wait)
         download.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not download.done()
+        may_end.set()
         await asyncio.wait({download})
         assert download.cancelled()
-        return len(asyncio.all_tasks())
+        assert await asyncio.to_thread(destination.read_bytes) == b""
 
-    assert adapters.run(cancel) == 1
-    assert not destination.exists() or destination.read_bytes() == b""
+    adapters.run(cancel)
 
 
 def test_a_resolver_can_be_used_again_after_it_was_closed(adapters: Adapters) -> None:
