@@ -40,7 +40,7 @@ def test_every_entry_point_is_installed_from_this_checkout_and_loads(folder: Pat
 
 def test_every_installed_plugin_loads() -> None:
     names = {load_plugin(entry_point).name for entry_point in metadata.entry_points(group="loramux")}
-    assert names >= {"filesystem", "s3", "template"}
+    assert names >= {"filesystem", "hub", "s3", "template"}
 
 
 @pytest.mark.parametrize("folder", [ROOT, *PLUGIN_FOLDERS], ids=lambda folder: folder.name)
