@@ -1,8 +1,8 @@
 """Hub: one endpoint, asked once per question, and what its answers mean to the core.
 
 Only the lower pieces of huggingface_hub are used: its async session (with the operator's client factory and the
-offline switch) and its token. Its own download cannot be stopped while it waits or sleeps between up to six retries of
-its own, and keeps a cache; its `HfApi` holds a thread until the Hub answers. Here every question is one GET and the
+offline switch) and its token. Its own download cannot be stopped while it waits, or sleeps between five or more retries
+of its own, and keeps a cache; its `HfApi` holds a thread until the Hub answers. Here every question is one GET and the
 redirects that the Hub sends it to, cancelling closes the connection at once, and xet is never used.
 
 Of an error answer only status and code are shown: its own words and its URL may repeat what was sent.
