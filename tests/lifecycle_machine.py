@@ -231,7 +231,7 @@ class LifecycleMachine(RuleBasedStateMachine):
             return self.shelf.hanging[name] > 0 or self.cache.num_waiting > 0  # a source, or a place in memory
 
         flights = [name for name in NAMES if self.registry._flights.get(name) and not hangs(name)]
-        refreshes = [name for name in self.registry._refreshes if not hangs(name)]
+        refreshes = [name for name in self.registry._refresher._tasks if not hangs(name)]
         callers = [
             caller.name
             for caller in self.callers
@@ -241,7 +241,7 @@ class LifecycleMachine(RuleBasedStateMachine):
             and not (self.registry._flights.get(caller.name) and hangs(caller.name))
             and self.cache.num_waiting == 0
         ]
-        removals = ["removal"] * len(self.registry._removals)
+        removals = ["removal"] * len(self.registry._generations._removals)
         return flights + refreshes + callers + removals
 
     def _is_settled(self) -> bool:
@@ -343,7 +343,7 @@ class LifecycleMachine(RuleBasedStateMachine):
 
     @invariant()
     def store_holds_only_whole_adapters_within_its_quota(self) -> None:
-        under_way = {name for name in NAMES if self.registry._flights.get(name)} | set(self.registry._refreshes)
+        under_way = {name for name in NAMES if self.registry._flights.get(name)} | set(self.registry._refresher._tasks)
         if any(self.shelf.hanging[name] == 0 for name in under_way):
             return  # somebody waits for a place in memory, and files may be on their way
         total = 0
@@ -352,7 +352,7 @@ class LifecycleMachine(RuleBasedStateMachine):
             assert digest_of_folder(folder).digest == folder.name  # I2
             total += sum(path.stat().st_size for path in folder.iterdir())
         assert total == self.store.nbytes <= QUOTA  # I12
-        if not self.registry._flights and not self.registry._refreshes:
+        if not self.registry._flights and not self.registry._refresher._tasks:
             assert list((self.store.root / "tmp").iterdir()) == []
             assert self.store._holds.digests() == []
 
@@ -362,8 +362,9 @@ class LifecycleMachine(RuleBasedStateMachine):
         if self.cache.num_waiting == 0:  # else some are on their way
             assert self.cache.num_leases == len(running)  # I5
         uses = Counter(caller.served.id for caller in running if caller.served is not None)
-        assert uses <= self.registry._num_uses
-        assert set(self.registry._retired) <= set(self.registry._num_uses)
+        generations = self.registry._generations
+        generations.check_integrity()
+        assert uses <= Counter({number: record.num_uses for number, record in generations._by_id.items()})
         self.slots.check_integrity()  # I4
         assert sum(self.slots.users().values()) == sum(caller.has_slot for caller in running)
 
@@ -371,16 +372,13 @@ class LifecycleMachine(RuleBasedStateMachine):
     def nothing_is_fetched_twice_at_once_and_all_maps_are_bounded(self) -> None:
         assert self.shelf.most_fetching <= 1  # I6
         assert len(self.registry._flights) <= len(NAMES) + 1  # I7
-        assert set(self.registry._names.values()) == {served.name for served in self.registry.adapters()}
-        assert self.registry._evicted <= set(self.registry._names)
-        assert set(self.registry._check_at) <= set(self.registry._names)
 
     def teardown(self) -> None:
         for caller in self.callers:
             caller.may_end.set()
         self._stop()
         assert len(self.registry._flights) == 0
-        assert self.registry._num_uses == {}
+        assert all(record.num_uses == 0 for record in self.registry._generations._by_id.values())
         self.loop.close()
         retrying.FIRST_DELAY_SECONDS = self.delay
         shutil.rmtree(self.folder)

@@ -146,4 +146,8 @@ def assert_nothing_is_left(served: ServedEngine) -> None:
         "running": 0,
         "waiting": 0,
     }
-    assert (len(served.registry._flights), served.registry._num_uses, served.registry._retired) == (0, {}, {})
+    assert len(served.registry._flights) == 0
+    generations = served.registry._generations
+    generations.check_integrity()
+    assert set(generations._by_id) == {adapter.id for adapter in served.registry.adapters()}
+    assert all(record.num_uses == 0 for record in generations._by_id.values())

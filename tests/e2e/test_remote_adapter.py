@@ -108,9 +108,10 @@ async def test_a_new_upload_takes_over_and_is_never_mixed_with_the_old_one(
     async with serve(shelf) as served:
         old = await ask(served, "sql")
         shelf.uploads["sql"] = upload(2)
-        served.registry._check_at.update(dict.fromkeys(served.registry._check_at, 0.0))  # due now
+        for record in served.registry._generations._by_id.values():
+            record.check_at = 0.0  # due now
         answers = [await ask(served, "sql") for _ in range(5)]
-        await asyncio.gather(*served.registry._refreshes.values())
+        await asyncio.gather(*served.registry._refresher._tasks.values())
         new = await ask(served, "sql")
 
     assert new != old

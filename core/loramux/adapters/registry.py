@@ -1,8 +1,7 @@
 """AdapterRegistry: from a model name to the base model, a served adapter, or the resolvers.
 
 Names that nobody knows leave nothing behind. One name is loaded by one flight at a time, however many ask for it. A
-name points to one generation: content with an id that is never given twice. A newer generation is loaded beside the old
-one, then takes over new requests; the old one goes when the last request that uses it ends.
+name points to one generation: content with an id that is never given twice.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +18,8 @@ from loramux.adapters.adapter_name import is_adapter_name
 from loramux.adapters.aliases import Aliases
 from loramux.adapters.flights import Flight, Flights
 from loramux.adapters.generation_loader import GenerationLoader
+from loramux.adapters.generations import Generations
+from loramux.adapters.refresher import Refresher
 from loramux.adapters.resolution import Trace
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.adapters.served_adapter import LoadedAdapter, Origin, ServedAdapter
@@ -28,7 +28,6 @@ from loramux.errors import (
     AdapterLoading,
     AdapterNotFound,
     EngineOverloaded,
-    LoramuxError,
     RequestInvalid,
 )
 from loramux.lora.plugin_hooks import PluginHooks
@@ -37,9 +36,6 @@ from loramux.lora.request import LoRARequest
 logger = logging.getLogger(__name__)
 
 MAX_FLIGHTS = 256
-MAX_REFRESHES = 16
-MAX_SERVED = 16_384
-RETRY_REFRESH_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,22 +67,17 @@ class AdapterRegistry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._base_model_names = tuple(base_model_names)
+        self._patience = patience or Patience()
         self._load = load
         self._unload = unload
         self._hooks = hooks or PluginHooks()
         self._loader = GenerationLoader(self._base_model_names, chain, load, self._hooks)
-        self._patience = patience or Patience()
-        self._clock = clock
-        self.aliases = Aliases()
-        self._served: dict[str, ServedAdapter] = {}  # in load order
-        self._names: dict[int, str] = {}  # of the served ones, by id
-        self._evicted: set[int] = set()  # of the served ones, those whose weights have left host memory
-        self._check_at: dict[int, float] = {}  # of the served ones that a resolver found, when to ask it again
-        self._num_uses: Counter[int] = Counter()
-        self._retired: dict[int, ServedAdapter] = {}  # for no new requests, but some still use them
+        self._generations = Generations(self._drop)
+        self._refresher = Refresher(
+            self._loader, self._generations, limit_seconds=self._patience.flight_seconds, clock=clock
+        )
         self._flights = Flights(self._patience.flight_seconds)
-        self._refreshes: dict[str, asyncio.Task[None]] = {}
-        self._removals: set[asyncio.Task[None]] = set()
+        self.aliases = Aliases()
 
     # --- requests
 
@@ -100,11 +91,11 @@ class AdapterRegistry:
         if served is None:
             yield None
             return
-        self._num_uses[served.id] += 1  # nothing was awaited since the lookup: it is still served
+        self._generations.begin_use(served)  # nothing was awaited since the lookup: it is still current
         try:
             yield served
         finally:
-            self._end_use(served)
+            self._generations.end_use(served)
 
     async def lookup(self, name: str, principal: str | None = None) -> ServedAdapter | None:
         """Return the adapter of this name, loading it if a resolver knows it; None means the base model.
@@ -132,11 +123,11 @@ class AdapterRegistry:
 
     def adapters(self) -> list[ServedAdapter]:
         """Return all that is loaded, in load order."""
-        return list(self._served.values())
+        return self._generations.all_current()
 
     def adapters_for(self, principal: str | None) -> list[ServedAdapter]:
         """Return what the principal may use of all that is loaded, in load order."""
-        return [served for name, served in self._served.items() if self._hooks.authorize(principal, name)]
+        return [served for served in self.adapters() if self._hooks.authorize(principal, served.name)]
 
     def aliases_for(self, principal: str | None) -> dict[str, str]:
         """Return the aliases that the principal may use, with what they stand for."""
@@ -168,7 +159,7 @@ class AdapterRegistry:
             async with asyncio.timeout_at(deadline) as limit:
                 while (flight := self._flights.get(name)) is not None:
                     await asyncio.wait({flight.task})
-                if name in self._served and not replaces:
+                if self._generations.current(name) is not None and not replaces:
                     raise RequestInvalid(
                         f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
                         "set 'load_inplace' to true.",
@@ -206,18 +197,18 @@ class AdapterRegistry:
                 param="lora_name",
                 code="missing_required_parameter",
             )
-        key = name if name is not None else self._names.get(lora_int_id or 0, "")
-        served = self._served.get(key)
+        current = self._generations
+        served = current.current(name) if name is not None else current.current_by_id(lora_int_id or 0)
         if served is None or lora_int_id not in (None, served.id):
             raise AdapterNotFound(name if name is not None else str(lora_int_id))
-        removal = self._retire(served)
+        removal = self._generations.retire(served)
         if removal is not None:
             await asyncio.shield(removal)
         return served
 
     def move_alias(self, alias: str, target: str | None, **expectation: Any) -> str | None:
         """Let an alias stand for another adapter; see Aliases.move. Names of models are no aliases."""
-        if alias in self._base_model_names or alias in self._served:
+        if alias in self._base_model_names or self._generations.current(alias) is not None:
             raise RequestInvalid(
                 f"The name '{alias}' belongs to a model; choose another one for the alias.",
                 param="alias",
@@ -227,30 +218,26 @@ class AdapterRegistry:
 
     def notify_evicted(self, lora_int_id: int) -> None:
         """Take note that the host cache dropped an adapter's weights; it stays served and is read again when needed."""
-        served = self._served.get(self._names.get(lora_int_id, ""))
-        if served is None:
-            return
-        self._evicted.add(lora_int_id)
-        self._loader.tell("evicted", served.lora_request)
+        served = self._generations.current_by_id(lora_int_id)
+        if served is not None:
+            self._generations.set_evicted(served, is_evicted=True)
+            self._loader.tell("evicted", served.lora_request)
 
     async def close(self) -> None:
         """Cancel what is being resolved, and wait for it; whoever waits gets ResolverFailed."""
-        refreshes = list(self._refreshes.values())
-        for task in refreshes:
-            task.cancel()
+        await self._refresher.close()
         await self._flights.close()
-        await asyncio.gather(*refreshes, *self._removals, return_exceptions=True)
+        await self._generations.close()
 
     # --- the way to a served adapter
 
     def _ready(self, name: str) -> ServedAdapter | None:
-        """Return what can be used at once; ask its source behind the scenes when that is due."""
-        served = self._served.get(name)
-        if served is None or served.id in self._evicted:
+        """Return what can be used at once; its source is asked again behind the scenes when that is due."""
+        served = self._generations.current(name)
+        if served is None or self._generations.is_evicted(served):
             return None
-        due = self._check_at.get(served.id)
-        if due is not None and self._clock() >= due and name not in self._refreshes:
-            self._start_refresh(served)
+        if self._flights.get(name) is None:
+            self._refresher.refresh_if_due(served)
         return served
 
     async def _arrive(self, name: str) -> ServedAdapter:
@@ -263,11 +250,11 @@ class AdapterRegistry:
             current = self._ready(name)
             if current is not None:
                 return current
-            if flight.is_resolution and served.id in self._evicted:
+            if flight.is_resolution and self._generations.is_current(served):
                 return served  # evicted the moment it was there: the engine reads it again
 
     def _start_flight(self, name: str) -> Flight:
-        if name in self._served:
+        if self._generations.current(name) is not None:
             return self._flights.start(name, self._load_again, is_resolution=True)
         # Strangers' names keep out neither the operator nor what is served.
         if len(self._flights) >= MAX_FLIGHTS:
@@ -276,22 +263,22 @@ class AdapterRegistry:
 
     async def _load_again(self, name: str) -> ServedAdapter:
         """Bring an evicted adapter back; when that fails or its files have changed, it is found anew."""
-        served = self._served.get(name)
+        served = self._generations.current(name)
         if served is None:  # removed in the meantime
             return await self._resolve(name)
-        self._evicted.discard(served.id)
+        self._generations.set_evicted(served, is_evicted=False)
         try:
             await self._load(served.lora_request)
         except (AdapterInvalid, AdapterNotFound) as exc:
-            if self._served.get(name) is not served:
+            if not self._generations.is_current(served):
                 return await self._resolve(name)
             logger.info("adapter cannot be loaded again adapter=%s id=%d: %s", name, served.id, exc)
             if served.origin != "resolver":
-                self._evicted.add(served.id)
+                self._generations.set_evicted(served, is_evicted=True)
                 return await self._serve_given(replace(served.lora_request, digest=None), served.origin)
             self._loader.tell("failed", served.lora_request, reason=str(exc))
-            self._retire(served)
-        if self._served.get(name) is served:
+            self._generations.retire(served)
+        if self._generations.is_current(served):
             return served
         return await self._resolve(name)
 
@@ -307,102 +294,12 @@ class AdapterRegistry:
         return served
 
     def _install(self, served: ServedAdapter, revalidate_seconds: float | None) -> None:
-        """Let new requests have this generation; the one before goes when its last request ends."""
-        before = self._served.get(served.name)
-        if before is not None:
-            self._retire(before)
-        self._served[served.name] = served
-        self._names[served.id] = served.name
-        self._schedule_check(served, revalidate_seconds)
+        self._generations.install(served, check_at=self._refresher.due_after(revalidate_seconds))
         self._loader.tell("loaded", served.lora_request)
-        if len(self._served) > MAX_SERVED:
-            self._forget_an_idle_one()
 
-    def _forget_an_idle_one(self) -> None:
-        for lora_int_id in self._evicted:
-            served = self._served[self._names[lora_int_id]]
-            if served.origin == "resolver" and not self._num_uses[lora_int_id]:
-                self._retire(served)
-                return
-
-    # --- the way out
-
-    def _end_use(self, served: ServedAdapter) -> None:
-        self._num_uses[served.id] -= 1
-        if self._num_uses[served.id] == 0:
-            del self._num_uses[served.id]
-            if self._retired.pop(served.id, None) is not None:
-                self._start_removal(served)
-
-    def _retire(self, served: ServedAdapter) -> asyncio.Task[None] | None:
-        """Give it to no new request; return the task that frees it, or None when requests that use it end first."""
-        del self._served[served.name], self._names[served.id]
-        self._evicted.discard(served.id)
-        self._check_at.pop(served.id, None)
-        if self._num_uses[served.id]:
-            self._retired[served.id] = served
-            return None
-        return self._start_removal(served)
-
-    def _start_removal(self, served: ServedAdapter) -> asyncio.Task[None]:
-        removal = asyncio.create_task(self._drop(served.lora_request))
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
-        return removal
-
-    async def _drop(self, request: LoRARequest) -> None:
-        await self._unload(request.lora_int_id)
-        self._loader.tell("unloaded", request)
-
-    # --- newer generations
-
-    def _schedule_check(self, served: ServedAdapter, seconds: float | None) -> None:
-        if seconds is not None:
-            self._check_at[served.id] = self._clock() + seconds
-
-    def _start_refresh(self, served: ServedAdapter) -> None:
-        if len(self._refreshes) >= MAX_REFRESHES or self._flights.get(served.name) is not None:
-            return
-        task = asyncio.create_task(self._refresh(served), name=f"refresh {served.name}")
-        self._refreshes[served.name] = task
-        task.add_done_callback(lambda _: self._refreshes.pop(served.name))
-
-    async def _refresh(self, served: ServedAdapter) -> None:
-        """Ask the source what has become of an adapter; whatever goes wrong, the present generation stays."""
-        name = served.name
-        try:
-            async with asyncio.timeout(self._patience.flight_seconds):
-                await self._succeed(served)
-        except AdapterNotFound:
-            if self._served.get(name) is served:
-                logger.info("adapter is gone at its source adapter=%s id=%d", name, served.id)
-                self._retire(served)
-        except (LoramuxError, TimeoutError) as exc:
-            logger.warning("adapter not refreshed, the present one stays adapter=%s id=%d: %s", name, served.id, exc)
-            if self._served.get(name) is served:
-                self._check_at[served.id] = self._clock() + RETRY_REFRESH_SECONDS
-        except Exception:
-            logger.exception("refresh failed adapter=%s", name)
-
-    async def _succeed(self, served: ServedAdapter) -> None:
-        found, trace = await self._loader.find(served.name, is_refresh=True)
-        if found.revision and (found.revision, found.root) == (served.revision, served.root):
-            found.release()
-            self._keep(served, served, found.revalidate_seconds)
-            return
-        successor = await self._loader.load_found(found, trace)
-        if successor.digest == served.digest or self._served.get(served.name) is not served:
-            self._start_removal(successor)  # the same content, or somebody else was faster
-            updated = replace(served, revision=found.revision, root=found.root)
-            self._keep(served, updated, found.revalidate_seconds)
-            return
-        logger.info("adapter has a new generation adapter=%s id=%d -> %d", served.name, served.id, successor.id)
-        self._install(successor, found.revalidate_seconds)
-
-    def _keep(self, served: ServedAdapter, updated: ServedAdapter, revalidate_seconds: float | None) -> None:
-        if self._served.get(served.name) is served:
-            self._served[served.name] = updated
-            self._schedule_check(updated, revalidate_seconds)
+    async def _drop(self, served: ServedAdapter) -> None:
+        await self._unload(served.id)
+        self._loader.tell("unloaded", served.lora_request)
 
     # --- checks and news
 

@@ -115,8 +115,8 @@ async def lookup(registry: AdapterRegistry, name: str = "sql") -> Any:
 
 async def refreshed(registry: AdapterRegistry) -> None:
     """Wait for what goes on behind the scenes."""
-    await asyncio.gather(*registry._refreshes.values(), *registry._removals)
-    await asyncio.gather(*registry._removals)
+    await asyncio.gather(*registry._refresher._tasks.values(), *registry._generations._removals)
+    await asyncio.gather(*registry._generations._removals)
 
 
 async def test_a_new_version_takes_over_new_requests_and_the_old_one_ends_when_its_last_request_does(
@@ -142,7 +142,7 @@ async def test_the_source_is_not_asked_again_before_its_time(
     await lookup(registry)
     clock.now += 299
     await lookup(registry)
-    assert (source.num_asked, registry._refreshes) == (1, {})
+    assert (source.num_asked, registry._refresher._tasks) == (1, {})
 
 
 async def test_an_unchanged_version_is_asked_for_and_not_loaded_again(
@@ -188,12 +188,12 @@ async def test_a_broken_new_version_keeps_the_present_one_and_is_not_read_twice(
     source.revisions["sql"] = "v2"
     engine.broken.add("/sql/v2")
     for _ in range(3):
-        clock.now = registry._check_at[served.id]
+        clock.now = registry._generations._by_id[served.id].check_at
         assert await lookup(registry) is served
         await refreshed(registry)
     assert (engine.num_loads, source.num_asked) == (2, 4)
     source.revisions["sql"] = "v3"
-    clock.now = registry._check_at[served.id]
+    clock.now = registry._generations._by_id[served.id].check_at
     await lookup(registry)
     await refreshed(registry)
     assert (await lookup(registry)).revision == "v3"
@@ -221,7 +221,8 @@ async def test_an_unload_waits_for_the_requests_that_use_the_adapter_and_then_fr
         assert (await lookup(registry)).id == 2
     await refreshed(registry)
     assert list(engine.loaded) == [2]
-    assert (registry._num_uses, registry._retired) == ({}, {})
+    registry._generations.check_integrity()
+    assert set(registry._generations._by_id) == {2}
 
 
 async def test_replacing_an_adapter_loads_the_new_one_beside_the_old_one(

@@ -106,7 +106,7 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 def assert_nothing_is_in_flight(registry: AdapterRegistry) -> None:
     assert len(registry._flights) == 0
-    assert registry._removals == set()
+    assert registry._generations._removals == set()
 
 
 async def lookup(registry: AdapterRegistry, name: str) -> Any:
@@ -367,7 +367,7 @@ async def test_an_adapter_is_removed_by_name_or_by_id(
     assert await registry.remove(**by) is served
     assert registry.adapters() == []
     assert engine.unloads == [1]
-    assert registry._names == {}
+    assert registry._generations._by_id == {}
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ async def test_an_unload_goes_through_although_its_caller_leaves(
     caller.cancel()
     await asyncio.wait({caller})
     engine.gate.set()
-    await until(lambda: not registry._removals)
+    await until(lambda: not registry._generations._removals)
     assert hooks.events[-1].kind == "unloaded"
 
 
@@ -450,7 +450,7 @@ async def test_an_adapter_that_changed_place_after_its_eviction_is_served_under_
     assert {adapter.lora_request for adapter in found if adapter} == {
         LoRARequest("sql", 2, "/adapters/sql-2", digest="digest of /adapters/sql-2")
     }
-    assert (len(engine.loads), registry._names, registry._evicted) == (3, {2: "sql"}, set())
+    assert (len(engine.loads), set(registry._generations._by_id)) == (3, {2})
 
 
 async def test_an_adapter_that_is_broken_after_its_eviction_says_so_until_it_is_repaired(
@@ -512,7 +512,7 @@ async def test_an_adapter_removed_while_it_is_loaded_again_is_resolved_anew(
     engine.gate.set()
     assert (await caller).lora_request.lora_int_id == 2
     await removal
-    assert registry._names == {2: "sql"}
+    assert set(registry._generations._by_id) == {2}
 
 
 async def test_evicted_adapters_are_served_although_too_many_names_are_in_flight(
