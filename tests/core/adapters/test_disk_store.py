@@ -9,6 +9,7 @@ import random
 import stat
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -525,6 +526,24 @@ def test_opening_reads_no_adapter(store: DiskStore, root: Path) -> None:
         assert again.nbytes == walked_nbytes(root)
 
     assert [path for path in opened if path.startswith(str(root))] == [str(root / "lock"), str(root)]
+
+
+def test_what_is_kept_in_memory_does_not_grow_with_the_number_of_adapters(
+    store: DiskStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for number in range(200):
+        publish(store, number.to_bytes(2, "little"))
+    store.close()
+    DiskStore.open(root).close()  # what is made once is made now
+
+    tracemalloc.start()
+    with DiskStore.open(root) as again:
+        kept, _peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert again.nbytes > 0
+
+    assert kept < 200 * 50  # less than a digest for each
 
 
 # --- care
