@@ -182,7 +182,7 @@ def test_offline_mode_is_a_fault_that_says_so_and_causes_no_call(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     failure = adapters.fault_of(adapters.locate)
     assert "offline mode is on (HF_HUB_OFFLINE)" in str(failure)
-    assert not failure.retryable
+    assert (failure.retryable, failure.retry_after_seconds) == (True, 60)  # an outage: what is stored is served
     assert adapters.calls() == []
 
 

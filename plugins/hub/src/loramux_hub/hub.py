@@ -109,7 +109,8 @@ class Hub:
                 yield answer
         except OfflineModeIsEnabled as exc:
             message = f"resolver 'hub': {place}: not asked, because offline mode is on (HF_HUB_OFFLINE)"
-            raise ResolverFailed(message, retryable=False) from exc
+            # An outage, not a refusal: what is in the store is served. Asking again at once would not help.
+            raise ResolverFailed(message, retry_after_seconds=60) from exc
         except httpx.HTTPError as exc:
             message = f"resolver 'hub': {place}: {str(exc) or type(exc).__name__}"
             raise ResolverFailed(message, retryable=isinstance(exc, _MAY_HEAL)) from exc
