@@ -144,11 +144,9 @@ class DiskStore:
             reached("staging_created")
             yield staging
         finally:
-            staging.clear(aside=self._layout.new_tmp())
+            staging.end(aside=self._layout.new_tmp())
             with self._lock:
                 self._stagings.discard(staging)
-            if staging.lease is not None:
-                staging.lease.release()
 
     def _publish(self, staging: Staging) -> StoreLease:
         with disk_faults():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ class Staging:
     def __init__(self, folder: Path, reserved_nbytes: int, publish: Callable[[Staging], StoreLease]) -> None:
         self.folder = folder
         self.reserved_nbytes = reserved_nbytes
-        self.lease: StoreLease | None = None
         self._publish = publish
+        self._lease: StoreLease | None = None
+        self._lock = threading.Lock()  # a caller that gives up does not stop a thread that publishes
 
     def publish(self) -> StoredAdapter:
         """Bring the two files into the store, under their digest; anything else in the folder is dropped.
@@ -30,9 +32,10 @@ class Staging:
         Until the staging block ends, the adapter is held. Raises ResolverFailed when the disk refuses, or when the
         folder holds something else than two files of the reserved size.
         """
-        assert self.lease is None, "published twice"
-        self.lease = self._publish(self)
-        return self.lease.adapter
+        with self._lock:
+            assert self._lease is None, "published twice"
+            self._lease = self._publish(self)
+            return self._lease.adapter
 
     def unwritten_nbytes(self) -> int:
         """Return how much of what is reserved has not come yet."""
@@ -41,8 +44,17 @@ class Staging:
             written = folder_nbytes(self.folder)
         return max(0, self.reserved_nbytes - written)
 
-    def clear(self, aside: Path) -> None:
-        """Remove the folder, unless it was published; moved aside, it takes no file of a straggling download."""
+    def end(self, aside: Path) -> None:
+        """Let go of what was published, or remove the folder; moved aside, it takes nothing of a straggling download.
+
+        Waits for a thread that is publishing; one that has not begun finds no folder.
+        """
+        with self._lock:
+            if self._lease is not None:
+                self._lease.release()
+            self._clear(aside)
+
+    def _clear(self, aside: Path) -> None:
         try:
             self.folder.rename(aside)
         except FileNotFoundError:

@@ -11,7 +11,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -630,7 +630,9 @@ def test_threads_that_do_everything_at_once_leave_a_sound_store_within_its_quota
                     assert len((lease.adapter.folder / WEIGHTS_NAME).read_bytes()) == 1000
                     lease.release()
                 if chooser.random() < 0.1:
-                    store.discard(digest_of(CONFIG, some(letter)))
+                    with suppress(StoreFull):
+                        publish(store, some("z"))
+                    store.discard(digest_of(CONFIG, some("z")))  # which nobody else holds
                 if store.nbytes > room_for(6, 1000):
                     over_quota.append(store.nbytes)
 
@@ -638,6 +640,41 @@ def test_threads_that_do_everything_at_once_leave_a_sound_store_within_its_quota
             result.result()
         assert over_quota == []
         check_integrity(store)
+
+
+def test_giving_up_while_a_thread_publishes_leaves_nothing_held(store: DiskStore, root: Path) -> None:
+    """A cancelled caller leaves its block, but cannot stop the thread."""
+    is_busy, may_go_on = threading.Event(), threading.Event()
+
+    def block(name: str) -> None:
+        if name == "adapter_renamed":
+            is_busy.set()
+            assert may_go_on.wait(10)
+
+    with failpoints.installed(block), ThreadPoolExecutor(2) as threads:
+        context = store.stage(100)
+        staging = context.__enter__()
+        fill(staging.folder, b"weights")
+        publishing = threads.submit(staging.publish)
+        assert is_busy.wait(10)
+        leaving = threads.submit(context.__exit__, None, None, None)
+        wait([leaving], timeout=0.05)
+        may_go_on.set()
+        leaving.result(10)
+
+    assert contents(root) == {publishing.result().digest}
+    assert publishing.result().digest not in store._holds
+    check_integrity(store)
+
+
+def test_publishing_after_giving_up_publishes_nothing(store: DiskStore, root: Path) -> None:
+    with store.stage(100) as staging:
+        fill(staging.folder, b"weights")
+
+    with pytest.raises(ResolverFailed):
+        staging.publish()
+    assert contents(root) == set()
+    check_integrity(store)
 
 
 def test_letting_go_does_not_wait_for_the_disk(store: DiskStore) -> None:
