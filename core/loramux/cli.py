@@ -16,7 +16,7 @@ from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
 from loramux.server.arguments import (
     STORE_VARIABLE,
-    _read_bytes,
+    read_bytes,
     add_resolver_arguments,
     add_serve_arguments,
     read_plugin_config,
@@ -82,7 +82,7 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
     actions.add_parser("ls", help="list what is there, also beside a running server")
     actions.add_parser("verify", help="read and hash all of it, also beside a running server")
     gc = actions.add_parser("gc", help="remove what is corrupt, leads nowhere or exceeds the quota; no server may run")
-    gc.add_argument("--max-disk-bytes", type=_read_bytes, metavar="SIZE", help="most that the store may take (50GiB)")
+    gc.add_argument("--max-disk-bytes", type=read_bytes, metavar="SIZE", help="most that the store may take (50GiB)")
     for action in actions.choices.values():
         action.add_argument(
             "--store", type=Path, metavar="DIR", help=f"where it is ({STORE_VARIABLE}, {DEFAULT_STORE_ROOT})"

@@ -159,9 +159,7 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help=f"where fetched adapters are kept ({STORE_VARIABLE}, {DEFAULT_STORE_ROOT})",
     )
-    group.add_argument(
-        "--max-disk-bytes", type=_read_bytes, metavar="SIZE", help="most that the store may take (50GiB)"
-    )
+    group.add_argument("--max-disk-bytes", type=read_bytes, metavar="SIZE", help="most that the store may take (50GiB)")
     group.add_argument(
         "--allowed-lora-roots", metavar="DIR,DIR", help="where /v1/load_lora_adapter may load from (anywhere)"
     )
@@ -174,7 +172,7 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences in one batch")
     group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens computed in one step")
     group.add_argument(
-        "--kv-cache-memory-bytes", type=_read_bytes, metavar="SIZE", help="memory for the KV cache: 2GiB, 512MiB, bytes"
+        "--kv-cache-memory-bytes", type=read_bytes, metavar="SIZE", help="memory for the KV cache: 2GiB, 512MiB, bytes"
     )
     group.add_argument(
         "--memory-utilization", type=float, metavar="SHARE", help="or its share of the memory that is free"
@@ -187,7 +185,8 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
-def _read_bytes(text: str) -> int:
+def read_bytes(text: str) -> int:
+    """Read a size as people write it, for argparse."""
     match = re.fullmatch(r"(\d+)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write bytes or 512MiB, 2GiB")
