@@ -16,9 +16,9 @@ from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
 from loramux.server.arguments import (
     STORE_VARIABLE,
-    read_bytes,
     add_resolver_arguments,
     add_serve_arguments,
+    read_bytes,
     read_plugin_config,
     read_server_config,
 )
