@@ -1,11 +1,11 @@
 # `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
-.PHONY: demo serve test unit campaign lint families clean
+.PHONY: demo serve test test-mlflow unit campaign lint families clean
 PYTHON ?= python3
 BIN := .venv/bin
 
-.venv/installed: pyproject.toml constraints.txt plugins/filesystem/pyproject.toml plugins/hub/pyproject.toml plugins/s3/pyproject.toml contrib/fsspec/pyproject.toml contrib/resolver-template/pyproject.toml
+.venv/installed: pyproject.toml constraints.txt plugins/filesystem/pyproject.toml plugins/hub/pyproject.toml plugins/s3/pyproject.toml contrib/fsspec/pyproject.toml contrib/mlflow/pyproject.toml contrib/resolver-template/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e ".[dev]" -e plugins/filesystem -e plugins/hub -e plugins/s3 -e contrib/fsspec -e contrib/resolver-template
+	$(BIN)/pip install -c constraints.txt -e ".[dev]" -e plugins/filesystem -e plugins/hub -e plugins/s3 -e contrib/fsspec -e contrib/mlflow -e contrib/resolver-template
 	touch $@
 
 demo: .venv/installed
@@ -16,6 +16,16 @@ serve: .venv/installed
 
 test: lint
 	$(BIN)/pytest
+
+# MLflow wants other versions than the rest is tested with, so this one has an environment of its own.
+contrib/mlflow/.venv/installed: contrib/mlflow/pyproject.toml contrib/mlflow/tests/requirements.txt
+	$(PYTHON) -m venv contrib/mlflow/.venv
+	contrib/mlflow/.venv/bin/pip install -r contrib/mlflow/tests/requirements.txt
+	contrib/mlflow/.venv/bin/pip install --no-deps -e . -e contrib/mlflow
+	touch $@
+
+test-mlflow: contrib/mlflow/.venv/installed
+	contrib/mlflow/.venv/bin/pytest contrib/mlflow
 
 unit: .venv/installed
 	$(BIN)/pytest tests/core tests/kernels -m "not slow and not campaign"

@@ -97,6 +97,7 @@ class WebServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one piece: the second of two waits for the client's acknowledgement
     web: WebServer
 
     def do_GET(self) -> None:

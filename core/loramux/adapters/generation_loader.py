@@ -18,7 +18,7 @@ from loramux.lora.hookspecs import AdapterEvent
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.request import LoRARequest
 
-MAX_TRACES = 1_000
+MAX_TRACES = 256
 
 EventKind = Literal["resolved", "loaded", "failed", "evicted", "unloaded"]
 

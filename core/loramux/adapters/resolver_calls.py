@@ -10,7 +10,6 @@ import asyncio
 import inspect
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cachetools import TLRUCache
+from cachetools import TTLCache
 
 from loramux.adapters.circuit_breaker import CircuitBreaker
 from loramux.adapters.client_loop import client_loop
@@ -45,9 +44,7 @@ class ResolverCalls:
         self.policy = active.policy
         self.fingerprint = active.fingerprint
         self.breaker = CircuitBreaker(clock)
-        self._unknown: TLRUCache[str, None] = TLRUCache(
-            MAX_UNKNOWN_NAMES, ttu=lambda _name, _value, now: now + self._unknown_seconds(), timer=clock
-        )
+        self._unknown: TTLCache[str, None] = TTLCache(MAX_UNKNOWN_NAMES, active.policy.unknown_seconds, timer=clock)
         self._resolver = active.resolver
         self._thread = ResolverThread(active.name)
         self._calls_synchronously = False
@@ -134,9 +131,6 @@ class ResolverCalls:
         # fsspec refuses blocking calls on its own loop, and allows them on any other: this resolver makes such calls.
         self._calls_synchronously = True
         return await self._thread.run(translated)
-
-    def _unknown_seconds(self) -> float:
-        return self.policy.unknown_seconds * random.uniform(0.8, 1.2)  # so that names do not fall due together
 
     def _loop(self) -> asyncio.AbstractEventLoop | None:
         return None if self._calls_synchronously else client_loop(self._resolver)
