@@ -43,4 +43,4 @@ families: .venv/installed
 	$(BIN)/python -W ignore tests/families_table.py
 
 clean:
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv contrib/mlflow/.venv .cache .mypy_cache .ruff_cache .pytest_cache

@@ -64,7 +64,7 @@ async def test_unknown_names_open_nothing_outside_the_roots_and_leave_nothing_be
     await chain.close()
     assert seen == []
     assert registry.adapters() == []
-    print(f"{num_names} unknown names: {growth_mib:.1f} MiB")
+    sys.stdout.write(f"{num_names} unknown names: {growth_mib:.1f} MiB\n")
     assert growth_mib < MOST_GROWTH_MIB
 
 
