@@ -143,22 +143,33 @@ class Materializer:
             vouched = replace(ref, fetched_at=self._now())
             await asyncio.to_thread(self._store.set_ref, base_model_name, lora_name, vouched)
             return found
-        async with self._staging(remote.nbytes) as staging:
-            for file in remote.files:
-                await self._download(search.resolver, file, staging.folder / file.name)
-            published = await asyncio.to_thread(staging.publish)
-            ref = StoredRef(
-                digest=published.digest,
-                resolver=search.resolver.name,
-                fingerprint=search.resolver.fingerprint,
-                source_root=remote.root,
-                revision=remote.revision,
-                fetched_at=self._now(),
-            )
-            await asyncio.to_thread(self._store.set_ref, base_model_name, lora_name, ref)
-            new = await self._hold(ref, lora_name)
-        assert new is not None, "staging holds what it has published"
+        new: Found | None = None
+        try:
+            async with self._staging(remote.nbytes) as staging:
+                new = await self._publish(search, remote, staging)
+        except BaseException:  # cancelled on the way out of staging, too
+            if new is not None:
+                new.release()
+            raise
         return new
+
+    async def _publish(self, search: _Search, remote: RemoteAdapter, staging: Staging) -> Found:
+        """Fetch and check both files, and bring them into the store, held."""
+        for file in remote.files:
+            await self._download(search.resolver, file, staging.folder / file.name)
+        published = await asyncio.to_thread(staging.publish)
+        ref = StoredRef(
+            digest=published.digest,
+            resolver=search.resolver.name,
+            fingerprint=search.resolver.fingerprint,
+            source_root=remote.root,
+            revision=remote.revision,
+            fetched_at=self._now(),
+        )
+        await asyncio.to_thread(self._store.set_ref, search.base_model_name, search.lora_name, ref)
+        found = await self._hold(ref, search.lora_name)
+        assert found is not None, "staging holds what it has published"
+        return found
 
     async def _hold(self, ref: StoredRef, lora_name: str) -> Found | None:
         """Hold stored files, in a thread; if the caller is cancelled meanwhile, they are let go again."""

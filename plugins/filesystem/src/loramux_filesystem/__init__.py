@@ -64,20 +64,21 @@ class FilesystemLoRAResolver(LoRAResolver):
             raise ResolverFailed(f"resolver 'filesystem' cannot read {self.root}: {exc.strerror}") from exc
 
     def _walk(self, segments: list[str]) -> Path | None:
-        folder = self.root
+        # Plain strings: pathlib interns every segment, and would keep a table of the names that strangers ask for.
+        folder = str(self.root)
         for segment in segments:
-            folder = folder / segment
+            folder = f"{folder}/{segment}"
             if not _is_plain(folder, stat.S_IFDIR):
                 return None
-        if not _is_plain(folder / "adapter_config.json", stat.S_IFREG):
+        if not _is_plain(f"{folder}/adapter_config.json", stat.S_IFREG):
             return None
-        weights = folder / "adapter_model.safetensors"
+        weights = f"{folder}/adapter_model.safetensors"
         if os.path.lexists(weights) and not _is_plain(weights, stat.S_IFREG):
             return None
-        return folder  # weights that are missing are reported when the server reads the adapter
+        return Path(folder)  # weights that are missing are reported when the server reads the adapter
 
 
-def _is_plain(path: Path, kind: int) -> bool:
+def _is_plain(path: str, kind: int) -> bool:
     found = stat.S_IFMT(os.lstat(path).st_mode)
     if found == stat.S_IFLNK:
         logger.warning("symlinks below the root are not followed path=%s", path)
