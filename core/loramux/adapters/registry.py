@@ -154,9 +154,9 @@ class AdapterRegistry:
         Raises RequestInvalid for its name, AdapterInvalid for its files, AdapterLoading when it takes long: it goes on.
         """
         self._check_addable(name)
-        deadline = asyncio.get_running_loop().time() + self._patience.lora_wait_seconds
+        wait = None if origin == "static" else self._patience.lora_wait_seconds  # the start waits for its adapters
         try:
-            async with asyncio.timeout_at(deadline) as limit:
+            async with asyncio.timeout(wait) as limit:
                 while (flight := self._flights.get(name)) is not None:
                     await asyncio.wait({flight.task})
                 if self._generations.current(name) is not None and not replaces:

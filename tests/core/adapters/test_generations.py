@@ -264,6 +264,19 @@ async def test_a_request_waits_only_so_long_and_the_work_goes_on(
     assert (source.num_asked, engine.num_loads) == (1, 2)
 
 
+async def test_the_start_waits_for_its_adapters_however_long_they_take(
+    make_registry: Callable[..., Awaitable[AdapterRegistry]], engine: Engine
+) -> None:
+    registry = await make_registry(lora_wait_seconds=0.01)
+    engine.gate.clear()
+    adding = asyncio.create_task(registry.add("mine", "/mine", origin="static"))
+    with pytest.raises(AdapterLoading):
+        await registry.add("other", "/other")  # the same time, for a client
+    assert not adding.done()
+    engine.gate.set()
+    assert (await adding).name == "mine"
+
+
 async def test_a_flight_ends_in_time_whatever_hangs(
     make_registry: Callable[..., Awaitable[AdapterRegistry]], engine: Engine
 ) -> None:
