@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from loramux.adapters.retrying import NotAskedAgain
 from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterNotFound, LoramuxError, ResolverFailed
 
@@ -33,6 +34,13 @@ class Flight:
         if isinstance(outcome, Exception):
             raise outcome.with_traceback(None)  # every waiter raises the same object: keep its traceback short
         return outcome
+
+
+def _is_surprising(error: LoramuxError) -> bool:
+    """Whether a traceback helps: not for a refusal, nor for an outage that the resolver itself has reported."""
+    if isinstance(error, ResolverFailed) and not isinstance(error, NotAskedAgain):
+        return False
+    return not isinstance(error.__cause__, LoramuxError)
 
 
 class Flights:
@@ -75,8 +83,7 @@ class Flights:
             logger.warning("adapter given up adapter=%s seconds=%g", name, self._limit_seconds)
             return ResolverFailed(f"adapter {name!r} was not there within {self._limit_seconds:g} s")
         except LoramuxError as exc:
-            is_plain = isinstance(exc.__cause__, LoramuxError | TimeoutError)  # a refusal, or a source that is slow
-            cause = None if is_plain else exc.__cause__
+            cause = exc.__cause__ if _is_surprising(exc) else None
             logger.warning("adapter not available adapter=%s: %s", name, exc, exc_info=cause)
             return exc
         except Exception as exc:

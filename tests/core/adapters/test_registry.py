@@ -255,6 +255,30 @@ async def test_only_a_fault_is_logged_with_a_traceback(
     assert bool(record.exc_info) is has_traceback
 
 
+@pytest.mark.parametrize(
+    ("fault", "has_traceback"), [(ResolverFailed("the bucket is down", retryable=False), False), (KeyError("a bug"), True)]
+)
+async def test_an_outage_is_logged_in_one_line_and_a_plugins_bug_with_its_traceback(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, fault: Exception, has_traceback: bool
+) -> None:
+    class Faulty(TableResolver):
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+            try:
+                raise ConnectionRefusedError("connect")
+            except ConnectionRefusedError as exc:
+                raise fault from exc
+
+    chain = ResolverChain([active(Faulty())])
+    registry = AdapterRegistry(["base"], chain, engine.load, engine.unload)
+    with pytest.raises(ResolverFailed):
+        await registry.lookup("sql")
+    await registry.close()
+    await chain.close()
+
+    (record,) = caplog.records
+    assert bool(record.exc_info) is has_traceback
+
+
 async def test_more_names_in_flight_than_the_limit_are_turned_away(
     registry: AdapterRegistry, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
