@@ -256,7 +256,8 @@ async def test_only_a_fault_is_logged_with_a_traceback(
 
 
 @pytest.mark.parametrize(
-    ("fault", "has_traceback"), [(ResolverFailed("the bucket is down", retryable=False), False), (KeyError("a bug"), True)]
+    ("fault", "has_traceback"),
+    [(ResolverFailed("the bucket is down", retryable=False), False), (KeyError("a bug"), True)],
 )
 async def test_an_outage_is_logged_in_one_line_and_a_plugins_bug_with_its_traceback(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture, fault: Exception, has_traceback: bool
