@@ -65,12 +65,16 @@ class AdapterLoading(LoramuxError):
 
 
 class AdapterInvalid(LoramuxError):
-    """The adapter exists, but cannot be served; `code` is one of ADAPTER_CODES."""
+    """The adapter exists, but cannot be served; `code` is one of ADAPTER_CODES.
+
+    `may_heal` is set where the same files may be readable later: no permission, a failing disk, a copy under way.
+    """
 
     ADAPTER_CODES = ("adapter_invalid", "adapter_rank_too_high", "adapter_base_mismatch", "adapter_format_unsupported")
 
-    def __init__(self, name: str, reason: str, *, code: str = "adapter_invalid") -> None:
+    def __init__(self, name: str, reason: str, *, code: str = "adapter_invalid", may_heal: bool = False) -> None:
         super().__init__(f"adapter {name!r}: {reason}")
+        self.may_heal = may_heal
         self.name = name
         self.reason = reason
         self.code = code

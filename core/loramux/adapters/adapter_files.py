@@ -90,7 +90,7 @@ def open_adapter_files(folder: Path, allowed_root: Path | None = None) -> Iterat
         try:
             descriptor = _open_folder(folder, allowed_root)
         except (OSError, ValueError) as exc:  # ValueError: a NUL in the path, or a folder that is not below the root
-            raise Refusal(f"its folder cannot be opened: {_reason(exc)}.") from exc
+            raise Refusal(f"its folder cannot be opened: {_reason(exc)}.", may_heal=True) from exc
         stack.callback(os.close, descriptor)
         _refuse_other_formats(descriptor)
         no_follow = 0 if allowed_root is None else os.O_NOFOLLOW
@@ -148,9 +148,9 @@ def _open_file(name: str, folder_descriptor: int, no_follow: int, stack: ExitSta
     try:
         descriptor = os.open(name, flags, dir_fd=folder_descriptor)
     except FileNotFoundError as exc:
-        raise Refusal(f"its folder has no {name}.") from exc
+        raise Refusal(f"its folder has no {name}.", may_heal=True) from exc
     except OSError as exc:
-        raise Refusal(f"{name} cannot be opened: {_reason(exc)}.") from exc
+        raise Refusal(f"{name} cannot be opened: {_reason(exc)}.", may_heal=True) from exc
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

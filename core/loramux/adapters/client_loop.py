@@ -18,7 +18,7 @@ def client_loop(resolver: LoRAResolver) -> asyncio.AbstractEventLoop | None:
     fsspec = sys.modules.get("fsspec.asyn")  # not imported here: who holds a file system has imported it
     if fsspec is None:
         return None
-    for value in getattr(resolver, "__dict__", {}).values():
+    for value in list(getattr(resolver, "__dict__", {}).values()):  # its own thread may set attributes meanwhile
         if isinstance(value, fsspec.AsyncFileSystem) and not value.asynchronous:
             return cast("asyncio.AbstractEventLoop", value.loop)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -60,6 +61,8 @@ class GenerationLoader:
                 trace.add("engine", "invalid", exc.reason, since=started)
                 await self._chain.reject(self._base_model_names[0], found, exc)
                 raise
+            if found.confirm is not None:
+                await asyncio.to_thread(found.confirm)
             trace.add("engine", "loaded", f"sha256 {served.digest}", since=started)
             return replace(served, revision=found.revision, resolver=found.resolver)
         finally:
@@ -69,9 +72,9 @@ class GenerationLoader:
         """Read a folder that the operator named; raises AdapterInvalid."""
         return await self._read(request, origin, root=request.lora_path)
 
-    def forget_unknown(self, name: str) -> None:
-        """Let the resolvers be asked for a name again, although it may have been unknown a moment ago."""
-        self._chain.forget_unknown(name)
+    def forget(self, name: str) -> None:
+        """Let a name be found anew, although it may have been unknown or invalid a moment ago."""
+        self._chain.forget(name)
 
     def explain(self, name: str) -> Trace | None:
         """Return what was said of a name when it was last looked for; None when that is forgotten."""

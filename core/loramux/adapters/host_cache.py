@@ -280,7 +280,9 @@ class HostCache:
         except LoramuxError as error:
             self._finish_failed(entry, error)
         except Exception as error:  # a reader's bug must fail this adapter's requests, and nothing else
-            self._finish_failed(entry, AdapterInvalid(name, f"could not be read: {type(error).__name__}: {error}"))
+            self._finish_failed(
+                entry, AdapterInvalid(name, f"could not be read: {type(error).__name__}: {error}", may_heal=True)
+            )
         else:
             self._finish_loaded(entry, adapter)
 

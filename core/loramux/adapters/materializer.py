@@ -15,14 +15,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from loramux.adapters.disk_store import DiskStore, Staging, StoredRef
+from loramux.adapters.peft_config import MAX_CONFIG_NBYTES
 from loramux.adapters.resolution import Found
 from loramux.adapters.resolver_calls import ResolverCalls
 from loramux.adapters.retrying import NotAskedAgain, with_retries
 from loramux.errors import AdapterInvalid, ResolverFailed, SourceChanged, StoreFull
-from loramux.lora.remote import ADAPTER_FILE_NAMES, RemoteAdapter, RemoteFile
+from loramux.lora.remote import ADAPTER_FILE_NAMES, CONFIG_NAME, RemoteAdapter, RemoteFile
 from loramux.lora.request import LoRARequest
 
 logger = logging.getLogger(__name__)
@@ -100,12 +102,18 @@ class Materializer:
         return answer
 
     async def reject(self, base_model_name: str, found: Found) -> None:
-        """Take a published adapter that turned out invalid out of the store, so that its repair is seen at once."""
+        """Take an adapter that turned out invalid out of the store; what the name meant before stays."""
         found.release()
-        digest = found.lora_request.digest
-        if digest is not None:
-            await asyncio.to_thread(self._store.remove_ref, base_model_name, found.lora_request.lora_name)
-            await asyncio.to_thread(self._store.discard, digest)
+        if found.lora_request.digest is not None:
+            await asyncio.to_thread(
+                self._forget, base_model_name, found.lora_request.lora_name, found.lora_request.digest
+            )
+
+    def _forget(self, base_model_name: str, lora_name: str, digest: str) -> None:
+        ref = self._store.find_ref(base_model_name, lora_name)
+        if ref is not None and ref.digest == digest:
+            self._store.remove_ref(base_model_name, lora_name)
+        self._store.discard(digest)
 
     async def _stored(self, search: _Search) -> _Stored | None:
         resolver = search.resolver
@@ -166,10 +174,10 @@ class Materializer:
             revision=remote.revision,
             fetched_at=self._now(),
         )
-        await asyncio.to_thread(self._store.set_ref, search.base_model_name, search.lora_name, ref)
         found = await self._hold(ref, search.lora_name)
         assert found is not None, "staging holds what it has published"
-        return found
+        # Until it has proved to be valid, the name goes on to mean what it meant.
+        return replace(found, confirm=partial(self._store.set_ref, search.base_model_name, search.lora_name, ref))
 
     async def _hold(self, ref: StoredRef, lora_name: str) -> Found | None:
         """Hold stored files, in a thread; if the caller is cancelled meanwhile, they are let go again."""
@@ -209,6 +217,10 @@ class Materializer:
             raise NotAskedAgain(f"resolver {resolver_name!r} gave no revision for {lora_name!r}")
         if search.refuse_revision is not None:
             search.refuse_revision(remote.revision)
+        if remote.config.nbytes > MAX_CONFIG_NBYTES:
+            raise AdapterInvalid(
+                lora_name, f"its {CONFIG_NAME} has {remote.config.nbytes} bytes; the limit is {MAX_CONFIG_NBYTES}."
+            )
         if remote.nbytes > self._max_adapter_nbytes:
             raise AdapterInvalid(
                 lora_name, f"its files have {remote.nbytes} bytes; the limit is {self._max_adapter_nbytes}."

@@ -86,11 +86,12 @@ def read_adapter(
     try:
         weights = _read_unchanged(name, open_files, checks) or _read_unchanged(name, open_files, checks)
     except Refusal as refusal:
-        raise AdapterInvalid(name, refusal.reason, code=refusal.code) from refusal
+        raise AdapterInvalid(name, refusal.reason, code=refusal.code, may_heal=refusal.may_heal) from refusal
     except OSError as exc:
-        raise AdapterInvalid(name, f"its files cannot be read: {exc.strerror}.") from exc
+        raise AdapterInvalid(name, f"its files cannot be read: {exc.strerror}.", may_heal=True) from exc
     if weights is None:
-        raise AdapterInvalid(name, "its files change while they are read; try again when the copy is complete.")
+        reason = "its files change while they are read; try again when the copy is complete."
+        raise AdapterInvalid(name, reason, may_heal=True)
     return weights
 
 

@@ -8,10 +8,11 @@ MAX_SHOWN_CHARACTERS = 128
 
 
 class Refusal(LoramuxError):
-    """One adapter is not served; `reason` and `code` are those of AdapterInvalid."""
+    """One adapter is not served; `reason`, `code` and `may_heal` are those of AdapterInvalid."""
 
-    def __init__(self, reason: str, *, code: str = "adapter_invalid") -> None:
+    def __init__(self, reason: str, *, code: str = "adapter_invalid", may_heal: bool = False) -> None:
         super().__init__(reason)
+        self.may_heal = may_heal
         self.reason = reason
         self.code = code
 

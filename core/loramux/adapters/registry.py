@@ -180,7 +180,7 @@ class AdapterRegistry:
         Raises what `lookup` raises, and RequestInvalid for the base model's name.
         """
         self._check_addable(name)
-        self._loader.forget_unknown(name)
+        self._loader.forget(name)
         served = await self.lookup(name)
         assert served is not None
         return served

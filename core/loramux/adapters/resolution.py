@@ -26,7 +26,7 @@ class Found:
     `lora_request` has the id that the resolver put there: the registry gives its own. `revision` is what the source
     calls this version; for a local folder, the fingerprint of its files. `hold` must be released once it is read.
     `is_new` is false for what the store had already. After `revalidate_seconds` its source is asked again (None =
-    never).
+    never). `confirm` blocks; it is called once the adapter has proved to be valid, so that the name is known by it.
     """
 
     lora_request: LoRARequest
@@ -36,6 +36,7 @@ class Found:
     hold: Hold | None = None
     is_new: bool = True
     revalidate_seconds: float | None = None
+    confirm: Callable[[], None] | None = None
 
     def release(self) -> None:
         """Let the stored files go."""

@@ -108,6 +108,9 @@ class ResolverCalls:
         except TimeoutError as exc:
             self.breaker.fail()
             raise await self._too_late() from exc
+        except NotAskedAgain:
+            self.breaker.abandon()  # a bug that some name brings out must not keep the other names away
+            raise
         except ResolverFailed as exc:
             if exc.retryable:
                 self.breaker.fail()

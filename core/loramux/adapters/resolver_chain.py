@@ -83,6 +83,7 @@ class ResolverChain:
         """
         trace = Trace(lora_name) if trace is None else trace
         if not is_adapter_name(lora_name):
+            trace.add("-", "not asked", "no adapter can have such a name")
             raise AdapterNotFound(lora_name)
         passed_over: ResolverFailed | None = None
         for member in self._members:
@@ -107,19 +108,24 @@ class ResolverChain:
     async def reject(self, base_model_name: str, found: Found, error: AdapterInvalid) -> None:
         """Release an answer whose files turned out to be no valid adapter, and keep nothing but the reason.
 
-        That version is refused for a while without being fetched or read again; another version is not.
+        That version is refused for a while without being fetched or read again, unless it may heal by itself; another
+        version is not.
         """
         found.release()
+        if error.may_heal:
+            return
         if found.revision:
             version = (found.resolver, found.lora_request.lora_name, found.revision)
             self._invalid[version] = (error.reason, error.code)
         if self._fetcher is not None:
             await self._fetcher.reject(base_model_name, found)
 
-    def forget_unknown(self, lora_name: str) -> None:
-        """Let every resolver be asked for a name again, although it may have been unknown a moment ago."""
+    def forget(self, lora_name: str) -> None:
+        """Let a name be looked for anew, although it may have been unknown or invalid a moment ago."""
         for member in self._members:
             member.forget_unknown(lora_name)
+        for version in [version for version in self._invalid if version[1] == lora_name]:
+            self._invalid.pop(version, None)
 
     def states(self) -> list[tuple[str, float]]:
         """Return each resolver's name and for how many seconds it is left alone, in the order of asking."""

@@ -14,6 +14,7 @@ from loramux.adapters import materializer as materializer_module
 from loramux.adapters import retrying
 from loramux.adapters.disk_store import DiskStore
 from loramux.adapters.materializer import Materializer
+from loramux.adapters.peft_config import MAX_CONFIG_NBYTES
 from loramux.adapters.resolution import Found
 from loramux.adapters.resolver_calls import ResolverCalls
 from loramux.errors import AdapterInvalid, ResolverFailed, SourceChanged, StoreFull
@@ -76,6 +77,8 @@ async def calls(shelf: Shelf) -> AsyncIterator[ResolverCalls]:
 async def find(materializer: Materializer, calls: ResolverCalls, name: str = "sql", **options: bool) -> Found:
     found = await materializer.find(calls, "base", name, **options)
     assert found is not None
+    if found.confirm is not None:
+        found.confirm()  # it is valid
     found.release()
     return found
 
@@ -338,6 +341,26 @@ async def test_a_rejected_adapter_is_fetched_anew(
     assert (store.nbytes, list((store.root / "refs").iterdir())) == (0, [])
     await find(materializer, calls)
     assert len(shelf.downloads) == 4
+
+
+async def test_a_rejected_newer_version_leaves_the_name_with_what_it_meant(
+    materializer: Materializer, calls: ResolverCalls, shelf: Shelf, clock: Clock
+) -> None:
+    good = await find(materializer, calls)
+    shelf.uploads["sql"] = Upload(b"junk", revision="v2")
+    bad = await materializer.find(calls, "base", "sql", is_refresh=True)
+    assert bad is not None and bad.revision == "v2"
+    await materializer.reject("base", bad)
+    shelf.outage = ConnectionRefusedError("down")
+    clock.now += 10_000
+    assert (await find(materializer, calls)).lora_request == good.lora_request
+
+
+async def test_a_config_above_the_limit_is_not_fetched(store: DiskStore, calls: ResolverCalls, shelf: Shelf) -> None:
+    shelf.uploads["odd"] = Upload(b"weights", config=b" " * (MAX_CONFIG_NBYTES + 1))
+    with pytest.raises(AdapterInvalid, match=r"its adapter_config\.json has 262145 bytes; the limit is 262144"):
+        await Materializer(store).find(calls, "base", "odd")
+    assert shelf.downloads == []
 
 
 async def test_two_names_with_one_content_share_one_folder(
