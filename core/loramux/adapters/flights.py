@@ -18,16 +18,21 @@ from loramux.errors import AdapterNotFound, LoramuxError, ResolverFailed
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Flight:
     """The work for one name; `is_resolution` tells a search from what an operator added by hand."""
 
     task: asyncio.Task[ServedAdapter | Exception]
     is_resolution: bool
+    num_waiting: int = 0
 
     async def land(self) -> ServedAdapter:
         """Wait without ever cancelling the task, then return or raise its outcome."""
-        await asyncio.wait({self.task})
+        self.num_waiting += 1
+        try:
+            await asyncio.wait({self.task})
+        finally:
+            self.num_waiting -= 1
         if self.task.cancelled():
             raise ResolverFailed("the server is shutting down", retry_after_seconds=5)
         outcome = self.task.result()
@@ -65,6 +70,14 @@ class Flights:
         # Registered before any waiter, so it runs before them: none ever sees a flight that has ended.
         flight.task.add_done_callback(lambda _: self._by_name.pop(name))
         return flight
+
+    def abandon_one(self) -> bool:
+        """Cancel a search that nobody waits for any more, to make a place; False when there is none."""
+        for flight in self._by_name.values():
+            if flight.is_resolution and flight.num_waiting == 0 and not flight.task.cancelling():
+                flight.task.cancel()
+                return True
+        return False
 
     async def close(self) -> None:
         """Cancel all, and wait for them; whoever waits gets ResolverFailed."""

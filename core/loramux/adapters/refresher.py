@@ -61,7 +61,7 @@ class Refresher:
     async def _refresh(self, served: ServedAdapter) -> None:
         try:
             async with asyncio.timeout(self._limit_seconds):
-                await self._look_for_successor(served)
+                await self.look_for_successor(served)
         except AdapterNotFound:
             if self._generations.is_current(served):
                 logger.info("adapter is gone at its source adapter=%s id=%d", served.name, served.id)
@@ -72,7 +72,8 @@ class Refresher:
         except Exception:
             logger.exception("refresh failed adapter=%s", served.name)
 
-    async def _look_for_successor(self, served: ServedAdapter) -> None:
+    async def look_for_successor(self, served: ServedAdapter) -> None:
+        """Ask the source of a current generation now; raises what finding and loading raise."""
         found, trace = await self._loader.find(served.name, is_refresh=True)
         check_at = self.due_after(found.revalidate_seconds)
         if found.revision and (found.revision, found.root) == (served.revision, served.root):

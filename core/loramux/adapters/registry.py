@@ -109,6 +109,8 @@ class AdapterRegistry:
         if not is_adapter_name(name) or not self._hooks.authorize(principal, name):
             raise AdapterNotFound(name)
         target = self.aliases.target_of(name)
+        if target in self._base_model_names:
+            return None
         if (served := self._ready(target)) is not None:
             return served
         try:
@@ -153,37 +155,52 @@ class AdapterRegistry:
 
         Raises RequestInvalid for its name, AdapterInvalid for its files, AdapterLoading when it takes long: it goes on.
         """
-        self._check_addable(name)
-        wait = None if origin == "static" else self._patience.lora_wait_seconds  # the start waits for its adapters
+        request = LoRARequest(name, 1, path, base_model_name)  # the loader gives the id
+        return await self._do_by_hand(
+            name,
+            lambda _: self._serve_given(request, origin),
+            replaces=replaces,
+            wait=None if origin == "static" else self._patience.lora_wait_seconds,  # the start waits for its adapters
+        )
+
+    async def load(self, name: str, *, replaces: bool = False) -> ServedAdapter:
+        """Find and load an adapter through the resolvers, even if it was unknown or invalid a moment ago.
+
+        With `replaces`, a served one is looked for again, and succeeded if there is another version. Raises what
+        `lookup` raises, and RequestInvalid for its name.
+        """
+        wait = self._patience.lora_wait_seconds
+        return await self._do_by_hand(name, self._load_anew, replaces=replaces, wait=wait)
+
+    async def _do_by_hand(
+        self, name: str, work: Callable[[str], Awaitable[ServedAdapter]], *, replaces: bool, wait: float | None
+    ) -> ServedAdapter:
+        """Do what an operator asked for, after what is under way for the name; the work goes on after the wait."""
         try:
             async with asyncio.timeout(wait) as limit:
                 while (flight := self._flights.get(name)) is not None:
                     await asyncio.wait({flight.task})
-                if self._generations.current(name) is not None and not replaces:
-                    raise RequestInvalid(
-                        f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
-                        "set 'load_inplace' to true.",
-                        param="lora_name",
-                        code="adapter_already_loaded",
-                    )
-                request = LoRARequest(name, 1, path, base_model_name)  # the loader gives the id
-                flight = self._flights.start(name, lambda _: self._serve_given(request, origin), is_resolution=False)
-                return await flight.land()
+                self._check_addable(name, replaces=replaces)
+                return await self._flights.start(name, work, is_resolution=False).land()
         except TimeoutError as exc:
             if not limit.expired():
                 raise
             raise AdapterLoading(name) from exc
 
-    async def load(self, name: str) -> ServedAdapter:
-        """Find and load an adapter through the resolvers, as a request would, even if it was unknown a moment ago.
-
-        Raises what `lookup` raises, and RequestInvalid for the base model's name.
-        """
-        self._check_addable(name)
+    async def _load_anew(self, name: str) -> ServedAdapter:
         self._loader.forget(name)
-        served = await self.lookup(name)
-        assert served is not None
-        return served
+        served = self._generations.current(name)
+        if served is None:
+            return await self._resolve(name)
+        if served.origin != "resolver":
+            return await self._serve_given(replace(served.lora_request, digest=None), served.origin)
+        try:
+            await self._refresher.look_for_successor(served)
+        except AdapterNotFound:
+            if self._generations.is_current(served):
+                self._generations.retire(served)
+            raise
+        return self._generations.current(name) or served
 
     async def remove(self, name: str | None = None, lora_int_id: int | None = None) -> ServedAdapter:
         """Stop serving an adapter, given by name, id or both; raises AdapterNotFound when there is no such one.
@@ -208,7 +225,8 @@ class AdapterRegistry:
 
     def move_alias(self, alias: str, target: str | None, **expectation: Any) -> str | None:
         """Let an alias stand for another adapter; see Aliases.move. Names of models are no aliases."""
-        if alias in self._base_model_names or self._generations.current(alias) is not None:
+        is_taken = self._generations.current(alias) is not None or self._flights.get(alias) is not None
+        if alias in self._base_model_names or is_taken:
             raise RequestInvalid(
                 f"The name '{alias}' belongs to a model; choose another one for the alias.",
                 param="alias",
@@ -257,7 +275,7 @@ class AdapterRegistry:
         if self._generations.current(name) is not None:
             return self._flights.start(name, self._load_again, is_resolution=True)
         # Strangers' names keep out neither the operator nor what is served.
-        if len(self._flights) >= MAX_FLIGHTS:
+        if len(self._flights) >= MAX_FLIGHTS and not self._flights.abandon_one():
             raise EngineOverloaded(f"{MAX_FLIGHTS} adapters are being loaded already; try again later")
         return self._flights.start(name, self._resolve, is_resolution=True)
 
@@ -303,7 +321,14 @@ class AdapterRegistry:
 
     # --- checks and news
 
-    def _check_addable(self, name: str) -> None:
+    def _check_addable(self, name: str, *, replaces: bool) -> None:
+        if self._generations.current(name) is not None and not replaces:
+            raise RequestInvalid(
+                f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
+                "set 'load_inplace' to true.",
+                param="lora_name",
+                code="adapter_already_loaded",
+            )
         if name in self._base_model_names or name in self.aliases:
             owner = "an alias" if name in self.aliases else "the base model"
             raise RequestInvalid(

@@ -27,7 +27,7 @@ async def load_adapter(request: web.Request) -> web.Response:
         )
     if body.lora_path is None:
         async with server.in_flight.admit():
-            await server.registry.load(body.lora_name)
+            await server.registry.load(body.lora_name, replaces=bool(body.load_inplace))
         return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' added successfully.")
     if not await asyncio.to_thread(_may_load, body.lora_path, server.allowed_lora_roots):
         raise _no_adapter()
@@ -79,6 +79,8 @@ async def move_alias(request: web.Request) -> web.Response:
 async def explain_adapter(request: web.Request) -> web.Response:
     """Tell what each resolver said of a name when it was last looked for; reasons may name places."""
     name = request.query.get("lora_name", "")
+    if not name:
+        raise RequestInvalid("'lora_name' must be provided.", param="lora_name", code="missing_required_parameter")
     trace = request.app[SERVER].registry.explain(name)
     if trace is None:
         message = f"Nothing is known of '{shown(name)}': it was not looked for lately."

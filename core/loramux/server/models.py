@@ -59,9 +59,9 @@ def _cards(request: web.Request) -> dict[str, dict[str, object]]:
     bases = {name: _base_card(server, name) for name in server.base_model_names}
     adapters = {adapter.name: _adapter_card(adapter) for adapter in usable}
     aliases = {
-        alias: {**adapters[target], "id": alias, "parent": target}
+        alias: {**{**bases, **adapters}[target], "id": alias, "parent": target}
         for alias, target in server.registry.aliases_for(principal_of(request)).items()
-        if target in adapters
+        if target in bases or target in adapters
     }
     return {**bases, **adapters, **aliases}
 

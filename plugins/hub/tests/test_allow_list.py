@@ -53,6 +53,7 @@ def test_another_name_is_none_of_the_hub(name: str) -> None:
 @pytest.mark.parametrize("revision", ["refs/pr/1", "refs/PR/1", "pr/1", "refs/pr", "x/pr/1"])
 def test_the_revision_of_a_pull_request_is_none_that_can_be_asked_for(revision: str) -> None:
     assert HubName.parse(f"org/repo@{revision}") is None
+    assert HubName.parse("org/repo@expr/new") is not None  # a branch that only sounds like one
 
 
 @given(name=st.text(alphabet="ab./@-\\%\0", max_size=12))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from loramux.adapters import registry as registry_module
 from loramux.adapters.registry import AdapterRegistry, Patience
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.adapters.served_adapter import LoadedAdapter
@@ -365,3 +366,84 @@ async def test_no_adapter_takes_the_name_of_an_alias(registry: AdapterRegistry) 
     registry.move_alias("prod", "sql")
     with pytest.raises(RequestInvalid, match="The name 'prod' belongs to an alias"):
         await registry.add("prod", "/mine")
+
+
+async def test_an_alias_may_stand_for_the_base_model(registry: AdapterRegistry) -> None:
+    registry.move_alias("default", "base")
+    assert await registry.lookup("default") is None
+
+
+async def test_a_name_that_is_being_loaded_becomes_no_alias(registry: AdapterRegistry, engine: Engine) -> None:
+    engine.gate.clear()
+    adding = asyncio.create_task(registry.add("mine", "/mine"))
+    await asyncio.sleep(0)
+    with pytest.raises(RequestInvalid, match="The name 'mine' belongs to a model"):
+        registry.move_alias("mine", "sql")
+    engine.gate.set()
+    assert await lookup(registry, "mine") is await adding
+
+
+async def test_an_operator_has_a_served_name_looked_for_again_at_once(
+    registry: AdapterRegistry, source: Source, engine: Engine
+) -> None:
+    await lookup(registry)
+    source.revisions["sql"] = "v2"
+    with pytest.raises(RequestInvalid, match="has already been loaded"):
+        await registry.load("sql")
+    assert (await registry.load("sql", replaces=True)).revision == "v2"
+    assert (await lookup(registry)).id == 2
+    assert (await registry.load("sql", replaces=True)).id == 2  # there is nothing newer
+    engine.broken.add("/sql/v3")
+    source.revisions["sql"] = "v3"
+    with pytest.raises(AdapterInvalid):
+        await registry.load("sql", replaces=True)
+    assert (await lookup(registry)).revision == "v2"
+
+
+async def test_an_operators_load_forgets_what_was_unknown_or_invalid(
+    registry: AdapterRegistry, source: Source, engine: Engine
+) -> None:
+    engine.broken.add("/sql/v1")
+    with pytest.raises(AdapterInvalid):
+        await registry.lookup("sql")
+    engine.broken.clear()
+    with pytest.raises(AdapterInvalid):
+        await registry.lookup("sql")
+    assert (await registry.load("sql")).revision == "v1"
+
+
+async def test_an_operators_load_of_what_its_source_has_given_up_ends_it(
+    registry: AdapterRegistry, source: Source
+) -> None:
+    await lookup(registry)
+    del source.revisions["sql"]
+    with pytest.raises(AdapterNotFound):
+        await registry.load("sql", replaces=True)
+    assert registry.adapters() == []
+
+
+async def test_an_adapter_of_a_path_is_read_again_from_there(registry: AdapterRegistry, engine: Engine) -> None:
+    await registry.add("mine", "/mine")
+    engine.contents["/mine"] = "new content"
+    assert (await registry.load("mine", replaces=True)).digest == "new content"
+
+
+async def test_a_search_that_nobody_waits_for_makes_room_for_others(
+    registry: AdapterRegistry, source: Source, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 2)
+    source.revisions |= {"a": "v1", "b": "v1"}
+    engine.gate.clear()
+    left, waiting = (asyncio.create_task(registry.lookup(name)) for name in ("a", "b"))
+    async with asyncio.timeout(30):
+        while engine.num_loads < 2:  # noqa: ASYNC110 - it happens in other tasks
+            await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait({left})
+    third = asyncio.create_task(registry.lookup("sql"))
+    async with asyncio.timeout(30):
+        while engine.num_loads < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    engine.gate.set()
+    await asyncio.gather(waiting, third)
+    assert {served.name for served in registry.adapters()} == {"b", "sql"}

@@ -210,3 +210,21 @@ async def test_what_the_resolvers_said_can_be_read(client) -> None:
     assert [(step["resolver"], step["verdict"]) for step in unknown["steps"]] == [("found", "not found")]
     assert [(step["verdict"], step["reason"]) for step in down["steps"]] == [("failed", "secret-bucket is down")]
     assert (never.status, never.error["code"]) == (404, "adapter_not_found")
+    assert (await client.get(EXPLAIN)).error["code"] == "missing_required_parameter"
+
+
+async def test_an_alias_of_the_base_model_answers_and_is_listed(client) -> None:
+    await client.post(ALIAS, {"alias": "default", "target": "llama"})
+
+    assert (await client.complete(model="default")).json["choices"][0]["text"] == "base>hi"
+    assert (await client.get("/v1/models/default")).json["parent"] == "llama"
+
+
+async def test_a_name_of_the_resolvers_is_loaded_again_only_in_place(client) -> None:
+    await client.post(LOAD, {"lora_name": "found/sql"})
+
+    again = await client.post(LOAD, {"lora_name": "found/sql"})
+    in_place = await client.post(LOAD, {"lora_name": "found/sql", "load_inplace": True})
+
+    assert (again.status, again.error["code"]) == (400, "adapter_already_loaded")
+    assert in_place.status == 200

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from loramux.errors import ConfigInvalid, ResolverFailed
 
-CHUNK_NBYTES = 4 << 20
+CHUNK_NBYTES = 256 << 10  # the server gives up a download of which nothing comes for ten seconds
 
 _VERSION_FIELDS = (
     "blobid",

@@ -69,4 +69,4 @@ def _matches(name: str, glob: str) -> bool:
 
 def _is_pull_request(revision: str) -> bool:
     """Anybody may open a pull request in a public repository, and its commits are then under `refs/pr/`."""
-    return "refs/pr" in revision.lower() or "pr/" in revision.lower()
+    return "pr" in revision.lower().split("/")
