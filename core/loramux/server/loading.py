@@ -1,4 +1,8 @@
-"""Progress while a model loads: transformers' own bars, drawn by rich, and only where there is a terminal."""
+"""Progress while a model loads: transformers' own bars, drawn by rich, and only where there is a terminal.
+
+Much of the work has no bar of its own (a GGUF file is read and unpacked for half a minute), so a moving one says all the
+while for how long it has been going on.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ def show_loading(model: str) -> Iterator[None]:
     console.print(Text(f"loramux {__version__}: loading {model}"))
     bars = _Bars(console)
     previous = transformers_logging.set_tqdm_hook(bars.new)
+    bars.progress.add_task("Loading", total=None)
+    bars.progress.start()
     try:
         yield
     finally:
@@ -29,7 +35,7 @@ def show_loading(model: str) -> Iterator[None]:
 
 
 class _Bars:
-    """The bars of one loading; the display is live while there is one, so that log lines do not cross it."""
+    """The bars of one loading, one below the other."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -45,7 +51,6 @@ class _Bar:
         self._progress = progress
         self._items = items
         total = options.get("total", len(items) if hasattr(items, "__len__") else None)
-        self._progress.start()
         self._task = progress.add_task(str(options.get("desc") or "Loading"), total=total)
 
     def __iter__(self) -> Iterator[Any]:
@@ -72,5 +77,3 @@ class _Bar:
     def close(self) -> None:
         if self._task in self._progress.task_ids:
             self._progress.remove_task(self._task)
-        if not self._progress.task_ids:
-            self._progress.stop()

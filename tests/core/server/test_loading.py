@@ -35,6 +35,13 @@ def test_a_bar_that_is_updated_by_hand_works_too(terminal: io.StringIO) -> None:
     assert "Fetching" in terminal.getvalue()
 
 
+def test_what_has_no_bar_of_its_own_still_shows_that_it_goes_on(terminal: io.StringIO) -> None:
+    with show_loading("model.gguf"):
+        pass
+
+    assert "Loading" in terminal.getvalue().partition("model.gguf")[2]
+
+
 def test_a_log_file_gets_one_line_and_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
     with show_loading("org/llama"):
         list(transformers_logging.tqdm(["a"], desc="Loading weights"))
