@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -20,7 +21,8 @@ LARGEST_BLOCK_SIZE = 256
 class EngineArgs:
     """Everything that shapes an engine; names and meanings are the ones of the field's servers.
 
-    model: a safetensors folder, a `.gguf` file or a Hub id. tokenizer: the same, when it lies elsewhere.
+    model: a safetensors folder, a `.gguf` file (as text or as a Path) or a Hub id. tokenizer: the same, when it lies
+    elsewhere.
     served_model_name: one name or several, read back as a tuple; `base_model_names` has the exact type.
     max_loras: adapter slots on the device, so how many different adapters one batch can hold.
     max_cpu_loras: adapters kept in host memory; more adapters than that in flight take turns.
@@ -53,6 +55,9 @@ class EngineArgs:
     slot_wait_limit: int = field(default=32, metadata={"unit": "steps"})
 
     def __post_init__(self) -> None:
+        for name in ("model", "tokenizer"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         _check_text("model", self.model)
         if self.tokenizer is not None:
             _check_text("tokenizer", self.tokenizer)

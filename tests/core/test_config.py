@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
@@ -93,3 +94,9 @@ def test_every_way_to_match_the_base_is_taken(value: BaseMatch) -> None:
 
 def test_llm_takes_every_engine_argument() -> None:
     assert set(get_type_hints(LLMOptions)) | {"model"} == {field.name for field in fields(EngineArgs)}
+
+
+def test_a_path_object_is_taken_as_text() -> None:
+    arguments = EngineArgs(model=Path("/models/llama"), tokenizer=Path("/models/other"))  # type: ignore[arg-type]
+
+    assert (arguments.model, arguments.tokenizer) == ("/models/llama", "/models/other")

@@ -1,7 +1,7 @@
 """Progress while a model loads: transformers' own bars, drawn by rich, and only where there is a terminal.
 
-Much of the work has no bar of its own (a GGUF file is read and unpacked for half a minute), so a moving one says all the
-while for how long it has been going on.
+Much of the work has no bar of its own (a GGUF file is read and unpacked for half a minute), so a moving one says all
+the while for how long it has been going on.
 """
 
 from __future__ import annotations
