@@ -338,3 +338,27 @@ async def test_counters_can_be_read_while_the_engine_works(
 
     assert faults == []
     await settle(engine)
+
+
+async def test_while_an_adapter_is_read_the_other_streams_go_on(
+    engine: AsyncLLMEngine, adapter: LoRARequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = engine._engine.adapters.host_cache
+    read, is_reading, may_go_on = cache._load, threading.Event(), threading.Event()
+
+    def read_slowly(request: LoRARequest) -> object:
+        is_reading.set()
+        assert may_go_on.wait(PATIENCE_SECONDS)
+        return read(request)
+
+    monkeypatch.setattr(cache, "_load", read_slowly)
+    waiting = asyncio.create_task(last(engine.generate(PROMPT, greedy(), "waiting", adapter)))
+    assert await asyncio.to_thread(is_reading.wait, PATIENCE_SECONDS)
+
+    beside = await last(engine.generate(PROMPT, LONG, "beside"))
+
+    assert len(beside.outputs[0].token_ids) == 200
+    assert not waiting.done()
+    may_go_on.set()
+    assert (await waiting).outputs[0].finish_reason == "length"
+    await settle(engine)
