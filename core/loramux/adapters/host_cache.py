@@ -192,8 +192,20 @@ class HostCache:
             for entry in [*self._entries.values(), *self._leaving]:  # loads that no thread had begun
                 waiting += entry.waiters
                 entry.waiters = []
+                if entry.adapter is None:
+                    self._drop_unread(entry)
         for future in waiting:
             _fail(future, EngineDead("the engine has been shut down"))
+
+    def _drop_unread(self, entry: _Entry) -> None:
+        """Forget an adapter that was never read, and leave its place to the one that yielded it."""
+        if entry.replaces is not None:
+            entry.replaces.is_yielding = False
+        if entry in self._leaving:
+            self._leaving.remove(entry)
+        if self._entries.get(entry.request.lora_int_id) is entry:
+            del self._entries[entry.request.lora_int_id]
+            self._names.pop(entry.request.lora_int_id, None)
 
     # --- the door: everything that changes who is resident
 
@@ -305,13 +317,7 @@ class HostCache:
     def _finish_failed(self, entry: _Entry, error: LoramuxError) -> None:
         with self._lock:
             waiters, entry.waiters = entry.waiters, []
-            if entry.replaces is not None:
-                entry.replaces.is_yielding = False
-            if entry in self._leaving:
-                self._leaving.remove(entry)
-            if self._entries.get(entry.request.lora_int_id) is entry:
-                del self._entries[entry.request.lora_int_id]
-                self._names.pop(entry.request.lora_int_id, None)
+            self._drop_unread(entry)
         for future in waiters:
             _fail(future, error)
         self._serve_door()

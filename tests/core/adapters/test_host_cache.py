@@ -670,6 +670,22 @@ def test_closing_fails_who_waits_for_a_load_that_no_thread_has_begun(disk: FakeD
     assert outcomes[EngineDead] + outcomes[type(None)] == len(futures)
 
 
+def test_closing_forgets_removed_adapters_that_no_thread_has_begun_to_read(
+    disk: FakeDisk, make_cache: MakeCache
+) -> None:
+    cache = make_cache(capacity=8)
+    disk.hold()
+    for number in range(1, 6):
+        give_up(cache.acquire(adapter(number)))
+        cache.remove(number)
+    closing = threading.Thread(target=cache.close)
+    closing.start()
+    disk.let_through()
+    closing.join()
+
+    assert (cache.num_leases, cache.ids(), cache._leaving) == (0, set(), [])
+
+
 def test_many_threads_leave_nothing_behind(disk: FakeDisk, make_cache: MakeCache) -> None:
     """Acquire, release, give up, pin, remove from eight threads at once; then the books must balance."""
     cache = make_cache(capacity=3)
