@@ -63,9 +63,7 @@ class Refresher:
             async with asyncio.timeout(self._limit_seconds):
                 await self.look_for_successor(served)
         except AdapterNotFound:
-            if self._generations.is_current(served):
-                logger.info("adapter is gone at its source adapter=%s id=%d", served.name, served.id)
-                self._generations.retire(served)
+            return  # it is not served any more
         except (LoramuxError, TimeoutError) as exc:
             logger.warning("adapter stays, it cannot be refreshed adapter=%s id=%d: %s", served.name, served.id, exc)
             self._generations.keep(served, served, check_at=self.due_after(RETRY_SECONDS))
@@ -73,8 +71,17 @@ class Refresher:
             logger.exception("refresh failed adapter=%s", served.name)
 
     async def look_for_successor(self, served: ServedAdapter) -> None:
-        """Ask the source of a current generation now; raises what finding and loading raise."""
-        found, trace = await self._loader.find(served.name, is_refresh=True)
+        """Ask the source of a current generation now; raises what finding and loading raise.
+
+        AdapterNotFound, that its source has given it up, ends it.
+        """
+        try:
+            found, trace = await self._loader.find(served.name, is_refresh=True)
+        except AdapterNotFound:
+            if self._generations.is_current(served):
+                logger.info("adapter is gone at its source adapter=%s id=%d", served.name, served.id)
+                self._generations.retire(served)
+            raise
         check_at = self.due_after(found.revalidate_seconds)
         if found.revision and (found.revision, found.root) == (served.revision, served.root):
             found.release()

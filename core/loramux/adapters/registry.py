@@ -194,12 +194,7 @@ class AdapterRegistry:
             return await self._resolve(name)
         if served.origin != "resolver":
             return await self._serve_given(replace(served.lora_request, digest=None), served.origin)
-        try:
-            await self._refresher.look_for_successor(served)
-        except AdapterNotFound:
-            if self._generations.is_current(served):
-                self._generations.retire(served)
-            raise
+        await self._refresher.look_for_successor(served)
         return self._generations.current(name) or served
 
     async def remove(self, name: str | None = None, lora_int_id: int | None = None) -> ServedAdapter:
