@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loramux.llm import LLM
     from loramux.lora.request import LoRARequest
     from loramux.lora.resolver import LoRAResolver
-    from loramux.outputs import CompletionOutput, RequestOutput
+    from loramux.outputs import CompletionOutput, RequestMetrics, RequestOutput
     from loramux.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "LLMEngine",
     "LoRARequest",
     "LoRAResolver",
+    "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
     "__version__",
@@ -41,6 +42,7 @@ _HOMES = {
     "LLMEngine": "loramux.engine.llm_engine",
     "LoRARequest": "loramux.lora.request",
     "LoRAResolver": "loramux.lora.resolver",
+    "RequestMetrics": "loramux.outputs",
     "RequestOutput": "loramux.outputs",
     "SamplingParams": "loramux.sampling_params",
 }

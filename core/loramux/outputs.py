@@ -51,6 +51,20 @@ class CompletionOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """When the engine did what for one request, in seconds of the monotonic clock; None for what has not happened.
+
+    Arrival to first_scheduled_time is the queue, an adapter's loading included; arrival to first_token_time is the time
+    to first token. With n answers the first token of any of them counts, and the last one of any so far.
+    """
+
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RequestOutput:
     """The state of one request. `error` is set when it ended because something failed rather than stopped.
 
@@ -67,3 +81,4 @@ class RequestOutput:
     lora_request: LoRARequest | None = None
     num_cached_tokens: int = 0
     error: LoramuxError | None = None
+    metrics: RequestMetrics | None = None

@@ -11,7 +11,7 @@ from loramux.engine.request import Request
 from loramux.errors import LoramuxError
 from loramux.lora.request import LoRARequest
 from loramux.model.sampler import SampledToken, SamplingRow
-from loramux.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
+from loramux.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.text.detokenizer import IncrementalDetokenizer
 from loramux.text.tokenizer import Tokenizer
@@ -89,6 +89,10 @@ class RequestGroup:
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     lora_request: LoRARequest | None
+    arrival_time: float
+    first_scheduled_time: float | None = None
+    first_token_time: float | None = None
+    last_token_time: float | None = None
     lease: Lease | None = None
     answers: list[Answer] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -125,6 +129,17 @@ class RequestGroup:
             self.prompt_logprobs = [None]
         self.prompt_logprobs += [None if token is None else logprob_table(token, tokenizer) for token in tokens]
 
+    def note_scheduled(self, now: float) -> None:
+        """Record that a step computes some of this request."""
+        if self.first_scheduled_time is None:
+            self.first_scheduled_time = now
+
+    def note_token(self, now: float) -> None:
+        """Record that one of the answers has got a token."""
+        if self.first_token_time is None:
+            self.first_token_time = now
+        self.last_token_time = now
+
     def output(self) -> RequestOutput:
         return RequestOutput(
             request_id=self.request_id,
@@ -136,6 +151,9 @@ class RequestGroup:
             lora_request=self.lora_request,
             num_cached_tokens=self.answers[0].request.num_cached_tokens if self.answers else 0,
             error=self.error,
+            metrics=RequestMetrics(
+                self.arrival_time, self.first_scheduled_time, self.first_token_time, self.last_token_time
+            ),
         )
 
     def _shown_prompt_logprobs(self) -> list[dict[int, Logprob] | None] | None:

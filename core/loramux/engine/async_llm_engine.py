@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -116,7 +117,13 @@ class AsyncLLMEngine:
         AdapterInvalid or EngineDead.
         """
         stream = _Stream(asyncio.get_running_loop())
-        added = self._call(lambda: self._add(request_id, prompt, sampling_params, lora_request, stream))
+        arrival_time = time.monotonic()
+
+        def add() -> None:
+            self._engine.add_request(request_id, prompt, sampling_params, lora_request, arrival_time=arrival_time)
+            self._streams[request_id] = stream
+
+        added = self._call(add)
         try:
             await asyncio.wrap_future(added)
             while True:
@@ -216,17 +223,6 @@ class AsyncLLMEngine:
             _hop(stream.loop, partial(stream.fail, error))
         self._empty_inbox()
         self._engine.shutdown()
-
-    def _add(
-        self,
-        request_id: str,
-        prompt: Prompt,
-        params: SamplingParams,
-        lora_request: LoRARequest | None,
-        stream: _Stream,
-    ) -> None:
-        self._engine.add_request(request_id, prompt, params, lora_request)
-        self._streams[request_id] = stream
 
     def _abort(self, request_id: str) -> None:
         output = self._engine.abort_request(request_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
@@ -87,11 +88,15 @@ class LLMEngine:
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         lora_request: LoRARequest | None = None,
+        *,
+        arrival_time: float | None = None,
     ) -> None:
         """Queue a request. Raises RequestInvalid when it can never be answered.
 
-        An adapter that turns out to be invalid ends the request with an output whose `error` says why.
+        `arrival_time` is when the caller asked, on the monotonic clock; now, unless it had to wait to get here. An
+        adapter that turns out to be invalid ends the request with an output whose `error` says why.
         """
+        arrival_time = time.monotonic() if arrival_time is None else arrival_time
         params = sampling_params or SamplingParams()
         if request_id in self._groups:
             raise RequestInvalid(f"request_id {request_id!r} is already in use", param="request_id")
@@ -99,7 +104,7 @@ class LLMEngine:
         tokenized = tokenize_prompt(prompt, self.tokenizer, vocab_size=vocab_size, context=self.max_model_len)
         self._check_length(len(tokenized.token_ids), params)
         params.check_vocabulary(vocab_size)
-        group = RequestGroup(request_id, tokenized.text, tokenized.token_ids, params, lora_request)
+        group = RequestGroup(request_id, tokenized.text, tokenized.token_ids, params, lora_request, arrival_time)
         if lora_request is None:
             self._start(group)
         else:
@@ -211,7 +216,10 @@ class LLMEngine:
 
     def _run(self, batch: ScheduledBatch) -> list[RequestOutput]:
         try:
+            now = time.monotonic()
             under_way = [self._sequences[sequence.request_id] for sequence in batch.sequences]
+            for group, _answer in under_way:
+                group.note_scheduled(now)
             self.adapters.place(batch.slot_loads, (group.lease for group, _answer in under_way))
             rows = {answer.request.request_id: answer.sampling for _group, answer in under_way}
             results = self.runner.execute(batch, rows)
@@ -226,12 +234,13 @@ class LLMEngine:
         return self._update(batch, results)
 
     def _update(self, batch: ScheduledBatch, results: dict[str, SequenceResult]) -> list[RequestOutput]:
+        now = time.monotonic()
         changed: dict[str, RequestGroup] = {}
         for sequence in batch.sequences:
             group, answer = self._sequences[sequence.request_id]
             self.scheduler.complete(answer.request, len(sequence.token_ids))
             try:
-                self._update_answer(group, answer, results[sequence.request_id])
+                self._update_answer(group, answer, results[sequence.request_id], now)
             except Exception:  # the border: what one request's tokens break ends that request alone
                 logger.exception("update failed request=%s", group.request_id)
                 group.error = RequestFailed(f"request {group.request_id!r}: its tokens could not be turned into text")
@@ -241,7 +250,7 @@ class LLMEngine:
                 changed[group.request_id] = group
         return [self._collect(group) for group in changed.values()]
 
-    def _update_answer(self, group: RequestGroup, answer: Answer, result: SequenceResult) -> None:
+    def _update_answer(self, group: RequestGroup, answer: Answer, result: SequenceResult, now: float) -> None:
         if result.failed:
             self.scheduler.forget_all(answer.request)
             group.error = RequestFailed(f"request {group.request_id!r}: the model gave no usable numbers for it")
@@ -250,6 +259,7 @@ class LLMEngine:
             group.take_prompt_logprobs(result.prompt_logprobs, self.tokenizer)
             answer.request.num_prompt_logprobs += len(result.prompt_logprobs)
         if result.sampled is not None:
+            group.note_token(now)
             answer.take(result.sampled, self.tokenizer, self.eos_token_ids)
 
     def _collect(self, group: RequestGroup) -> RequestOutput:
