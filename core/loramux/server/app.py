@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from loramux import __version__
-from loramux.errors import EngineDead, LoramuxError
+from loramux.errors import LoramuxError
+from loramux.server import health
 from loramux.server.access_log import AccessLogger, ConnectionLogger, note_route
 from loramux.server.adapters import explain_adapter, load_adapter, move_alias, unload_adapter
-from loramux.server.auth import require_api_key
+from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
 from loramux.server.completions import create_completion
-from loramux.server.errors import Refused, describe, describe_http
+from loramux.server.errors import describe, describe_http
 from loramux.server.models import get_model, list_models
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 from loramux.server.request_id import request_id_of
+from loramux.server.routes import ROUTES, Routes
 from loramux.server.state import SERVER, Server
 
 MAX_BODY_BYTES = 4 * 1024**2
@@ -29,24 +31,30 @@ logger = logging.getLogger(__name__)
 
 def build_app(server: Server) -> web.Application:
     """Put the routes together."""
-    middlewares: list[Middleware] = [_answer_errors]
-    if server.api_keys:
-        middlewares.append(require_api_key(server.api_keys))
+    middlewares = [_answer_errors, check_access(server.api_keys)]
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
     app[SERVER] = server
+    app[ROUTES] = Routes(app.router)
     app.on_response_prepare.append(_sign)
-    app.router.add_get("/health", _health)
-    app.router.add_get("/version", _version)
-    app.router.add_get("/v1/models", list_models)
-    app.router.add_get("/v1/models/{model:.+}", get_model)
-    _add_post(app, "/v1/completions", create_completion)
-    _add_post(app, "/v1/chat/completions", create_chat_completion)
-    if server.allow_runtime_updates:
-        _add_post(app, "/v1/load_lora_adapter", load_adapter)
-        _add_post(app, "/v1/unload_lora_adapter", unload_adapter)
-        _add_post(app, "/v1/move_lora_alias", move_alias)
-        app.router.add_get("/v1/explain_lora_adapter", explain_adapter)
+    _add_routes(app[ROUTES], server)
+    app[ROUTES].check()
     return app
+
+
+def _add_routes(routes: Routes, server: Server) -> None:
+    for path in ("/health", "/health/live"):
+        routes.get(path, health.live, needs="public")
+    routes.get("/health/ready", health.ready, needs="public")
+    routes.get("/version", _version, needs="any key")
+    routes.get("/v1/models", list_models, needs="infer")
+    routes.get("/v1/models/{model:.+}", get_model, needs="infer")
+    routes.post("/v1/completions", create_completion, needs="infer")
+    routes.post("/v1/chat/completions", create_chat_completion, needs="infer")
+    if server.allow_runtime_updates:
+        routes.post("/v1/load_lora_adapter", load_adapter, needs="admin")
+        routes.post("/v1/unload_lora_adapter", unload_adapter, needs="admin")
+        routes.post("/v1/move_lora_alias", move_alias, needs="admin")
+        routes.get("/v1/explain_lora_adapter", explain_adapter, needs="admin")
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
@@ -83,26 +91,6 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "loramux"
     response.headers[REQUEST_ID_HEADER] = request_id_of(request)
-
-
-async def _continue_or_refuse(request: web.Request) -> web.StreamResponse | None:
-    """Answer an `Expect` header before the body comes; aiohttp's own refusal is plain text."""
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        if request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return None
-    refused = Refused("unsupported_encoding", "The only accepted 'Expect' header is 100-continue.")
-    return describe(refused, request_id=request_id_of(request)).response()
-
-
-def _add_post(app: web.Application, path: str, handler: Handler) -> None:
-    app.router.add_post(path, handler, expect_handler=_continue_or_refuse)
-
-
-async def _health(request: web.Request) -> web.Response:
-    if not request.app[SERVER].engine.is_running:
-        raise EngineDead("the engine has stopped")
-    return web.Response()
 
 
 async def _version(_: web.Request) -> web.Response:

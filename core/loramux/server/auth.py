@@ -1,4 +1,4 @@
-"""Who may ask: API keys, compared as digests and in constant time."""
+"""Who may ask for what: API keys, compared as digests and in constant time, and what each route needs."""
 
 from __future__ import annotations
 
@@ -11,60 +11,82 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from loramux.server.errors import Refused
+from loramux.server.principal import ANONYMOUS, Principal
+from loramux.server.routes import ROUTES
 
-PUBLIC_PATHS = frozenset({"/health", "/version"})
-"""What answers without a key; everything else, unknown addresses too, needs one."""
+_PRINCIPAL = web.RequestKey("principal", Principal)
 
-_PRINCIPAL = web.RequestKey("principal", str)
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One accepted key, of which only the sha256 is kept, and whom it stands for."""
+
+    digest: bytes
+    principal: Principal
+
+    @classmethod
+    def of(cls, key: str) -> ApiKey:
+        """Make a key that may do everything; it is named by its digest."""
+        digest = _digest(key)
+        return cls(digest, Principal(f"key-{digest.hex()[:12]}"))
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The accepted keys; only their digests are kept, so neither a log nor a repr can show one."""
+    """The accepted keys; neither a log nor a repr can show one. Without any, everybody is let in."""
 
-    digests: tuple[bytes, ...] = ()
+    keys: tuple[ApiKey, ...] = ()
 
     @classmethod
     def from_keys(cls, keys: Sequence[str]) -> ApiKeys:
-        """Digest the keys."""
-        return cls(tuple(_digest(key) for key in keys))
+        """Accept these keys for everything."""
+        return cls(tuple(ApiKey.of(key) for key in keys))
 
-    def __bool__(self) -> bool:
-        return bool(self.digests)
+    @property
+    def is_required(self) -> bool:
+        """Whether a key is needed at all."""
+        return bool(self.keys)
 
-    def accept(self, key: str) -> bool:
-        """Whether this is one of the keys; takes the same time for each of them and for none."""
+    def find(self, key: str) -> Principal | None:
+        """Say whose key this is; takes the same time for each of them and for none."""
         offered = _digest(key)
-        matches = [hmac.compare_digest(offered, digest) for digest in self.digests]
-        return any(matches)
+        found = None
+        for known in self.keys:
+            if hmac.compare_digest(offered, known.digest):
+                found = known.principal
+        return found
 
 
-def principal_of(request: web.Request) -> str | None:
-    """Who asks, for hooks and logs: a name made from the key's digest; None where no key is needed."""
-    return request.get(_PRINCIPAL)
+def principal_of(request: web.Request) -> Principal:
+    """Who asks; for the handlers of all routes that are not public."""
+    return request[_PRINCIPAL]
 
 
-def require_api_key(keys: ApiKeys) -> Middleware:
-    """Build the middleware that lets nobody in without one of these keys."""
+def check_access(keys: ApiKeys) -> Middleware:
+    """Build the middleware that finds out who asks, and lets nobody past what their key is for."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path not in PUBLIC_PATHS:
-            key = _accepted_key(request.headers.get("Authorization"), keys)
-            request[_PRINCIPAL] = f"key-{_digest(key).hex()[:12]}"
+        needs = request.app[ROUTES].access_to(request.match_info.route)
+        if needs != "public":
+            principal = _identify(request.headers.get("Authorization"), keys) if keys.is_required else ANONYMOUS
+            if needs != "any key" and needs not in principal.scopes:
+                raise Refused("insufficient_permissions", f"This API key does not have the scope '{needs}'.")
+            request[_PRINCIPAL] = principal
         return await handler(request)
 
     return check
 
 
-def _accepted_key(header: str | None, keys: ApiKeys) -> str:
+def _identify(header: str | None, keys: ApiKeys) -> Principal:
     scheme, _, key = (header or "").partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key:
         raise Refused("missing_api_key", "You didn't provide an API key.")
-    if not keys.accept(key):
+    principal = keys.find(key)
+    if principal is None:
         raise Refused("invalid_api_key", "Incorrect API key provided.")
-    return key
+    return principal
 
 
 def _digest(key: str) -> bytes:

@@ -52,6 +52,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "method_not_allowed": ErrorKind(405, "invalid_request_error"),
     "missing_api_key": ErrorKind(401, "authentication_error", _BEARER),
     "invalid_api_key": ErrorKind(401, "authentication_error", _BEARER),
+    "insufficient_permissions": ErrorKind(403, "permission_error"),
     "invalid_json": ErrorKind(400, "invalid_request_error"),
     "body_timeout": ErrorKind(400, "invalid_request_error", _CLOSE),
     "missing_required_parameter": ErrorKind(400, "invalid_request_error"),

@@ -28,8 +28,7 @@ class InFlight:
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
         """Hold a place while a request is answered; raises Refused once the server is stopping."""
-        if self.is_draining:
-            raise _draining()
+        self.check_accepting()
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -44,6 +43,11 @@ class InFlight:
             self._limits.discard(limit)
             if not self._limits:
                 self._idle.set()
+
+    def check_accepting(self) -> None:
+        """Raise Refused once the server is stopping."""
+        if self.is_draining:
+            raise _draining()
 
     async def drain(self, *, grace_seconds: float, farewell_seconds: float) -> None:
         """Admit nobody, let the admitted finish, then end what is left; returns when nothing is in flight.

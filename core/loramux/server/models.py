@@ -13,6 +13,7 @@ from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterNotFound
 from loramux.lora.request import LoRARequest
 from loramux.server.auth import principal_of
+from loramux.server.principal import Principal
 from loramux.server.state import SERVER, Server
 
 OWNER = "loramux"
@@ -27,16 +28,25 @@ class ModelChoice:
 
 
 @asynccontextmanager
-async def choose_model(server: Server, name: str | None, principal: str | None) -> AsyncIterator[ModelChoice]:
+async def choose_model(server: Server, name: str | None, principal: Principal) -> AsyncIterator[ModelChoice]:
     """Find the model by name, asking the resolvers when it is new, and keep it to the end; None means the base model.
 
-    Raises AdapterNotFound, AdapterInvalid, AdapterLoading or ResolverFailed.
+    Raises AdapterNotFound, also for what the principal may not use, AdapterInvalid, AdapterLoading or ResolverFailed.
     """
+    model = server.base_model_names[0] if name is None else name
+    if not may_use(server, principal, model):  # before anything is looked up: what exists shows in no answer
+        raise AdapterNotFound(model)
     if name is None:
-        yield ModelChoice(server.base_model_names[0], None)
+        yield ModelChoice(model, None)
         return
-    async with server.registry.use(name, principal) as served:
+    async with server.registry.use(name, principal.id) as served:
         yield ModelChoice(name, None if served is None else served.lora_request)
+
+
+def may_use(server: Server, principal: Principal, name: str) -> bool:
+    """Whether the principal's key lets it use the model of this name, or what the alias of this name stands for."""
+    target = server.registry.aliases.target_of(name)
+    return principal.may_use_base if target in server.base_model_names else principal.allows(target)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -54,38 +64,40 @@ async def get_model(request: web.Request) -> web.Response:
 
 
 def _cards(request: web.Request) -> dict[str, dict[str, object]]:
-    server = request.app[SERVER]
-    usable = server.registry.adapters_for(principal_of(request))
-    bases = {name: _base_card(server, name) for name in server.base_model_names}
-    adapters = {adapter.name: _adapter_card(adapter) for adapter in usable}
+    server, principal = request.app[SERVER], principal_of(request)
+    shows_places = "admin" in principal.scopes
+    bases = {name: _base_card(server, name, shows_places=shows_places) for name in server.base_model_names}
+    usable = server.registry.adapters_for(principal.id)
+    adapters = {adapter.name: _adapter_card(adapter, shows_places=shows_places) for adapter in usable}
     aliases = {
         alias: {**{**bases, **adapters}[target], "id": alias, "parent": target}
-        for alias, target in server.registry.aliases_for(principal_of(request)).items()
+        for alias, target in server.registry.aliases_for(principal.id).items()
         if target in bases or target in adapters
     }
-    return {**bases, **adapters, **aliases}
+    cards = {**bases, **adapters, **aliases}
+    return {name: card for name, card in cards.items() if may_use(server, principal, name)}
 
 
-def _base_card(server: Server, name: str) -> dict[str, object]:
+def _base_card(server: Server, name: str, *, shows_places: bool) -> dict[str, object]:
     return {
         "id": name,
         "object": "model",
         "created": server.created,
         "owned_by": OWNER,
-        "root": server.model_root,
+        "root": server.model_root if shows_places else name,
         "parent": None,
         "max_model_len": server.max_model_len,
         "permission": [_permission(server.created)],
     }
 
 
-def _adapter_card(adapter: ServedAdapter) -> dict[str, object]:
+def _adapter_card(adapter: ServedAdapter, *, shows_places: bool) -> dict[str, object]:
     return {
         "id": adapter.lora_request.lora_name,
         "object": "model",
         "created": adapter.created,
         "owned_by": OWNER,
-        "root": adapter.root,
+        "root": adapter.root if shows_places else adapter.digest,
         "parent": adapter.parent,
         "max_model_len": None,
         "permission": [_permission(adapter.created)],

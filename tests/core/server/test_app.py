@@ -7,17 +7,21 @@ import pytest
 
 from loramux import __version__
 
+HEALTH = ["/health", "/health/live", "/health/ready"]
 
-async def test_health_is_empty_while_the_engine_runs(client) -> None:
-    reply = await client.get("/health")
+
+@pytest.mark.parametrize("path", HEALTH)
+async def test_health_is_empty_while_the_engine_runs(client, path: str) -> None:
+    reply = await client.get(path)
 
     assert (reply.status, reply.text) == (200, "")
 
 
-async def test_health_fails_with_the_engine(client, engine) -> None:
+@pytest.mark.parametrize("path", HEALTH)
+async def test_health_fails_with_the_engine(client, engine, path: str) -> None:
     engine.is_running = False
 
-    reply = await client.get("/health")
+    reply = await client.get(path)
 
     assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
 

@@ -2,27 +2,51 @@ from __future__ import annotations
 
 import pytest
 
-from loramux.server.auth import ApiKeys
+from loramux.server.auth import ApiKey, ApiKeys
+from loramux.server.name_glob import NameGlob
+from loramux.server.principal import Principal
 
 
 @pytest.fixture
 async def client(start):
-    return await start(api_keys=ApiKeys.from_keys(["first-key", "second-key"]))
+    return await start(api_keys=ApiKeys.from_keys(["first-key", "second-key"]), allow_runtime_updates=True)
 
 
-@pytest.mark.parametrize("path", ["/health", "/version"])
-async def test_health_and_version_answer_without_a_key(client, path: str) -> None:
+def accepting(**principals: Principal) -> ApiKeys:
+    """Each principal under its own name as key."""
+    return ApiKeys(tuple(ApiKey(ApiKey.of(key).digest, principal) for key, principal in principals.items()))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_health_answers_without_a_key(client, path: str) -> None:
     assert (await client.get(path)).status == 200
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/llama", "/v1/completions", "/no/such/address"])
-async def test_everything_else_needs_a_key(client, path: str) -> None:
-    reply = await client.get(path)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/version"),
+        ("GET", "/v1/models"),
+        ("HEAD", "/v1/models"),
+        ("GET", "/v1/models/llama"),
+        ("POST", "/v1/completions"),
+        ("GET", "/v1/completions"),
+        ("POST", "/v1/load_lora_adapter"),
+        ("GET", "/no/such/address"),
+    ],
+)
+async def test_everything_else_needs_a_key(client, method: str, path: str) -> None:
+    reply = await client.request(method, path)
 
-    assert (reply.status, reply.error["code"]) == (401, "missing_api_key")
-    assert reply.error["message"] == "You didn't provide an API key."
-    assert reply.error["type"] == "authentication_error"
+    assert reply.status == 401
     assert reply.headers["WWW-Authenticate"] == "Bearer"
+    if method != "HEAD":
+        assert (reply.error["code"], reply.error["type"]) == ("missing_api_key", "authentication_error")
+        assert reply.error["message"] == "You didn't provide an API key."
 
 
 @pytest.mark.parametrize("header", ["Bearer wrong", "Bearer first-key2", "bearer Second-Key", "Bearer \u00fc"])
@@ -65,3 +89,88 @@ async def test_hooks_see_who_asks_but_not_the_key(client, monkeypatch: pytest.Mo
 
 def test_keys_cannot_be_read_back() -> None:
     assert "first-key" not in repr(ApiKeys.from_keys(["first-key"]))
+
+
+@pytest.mark.parametrize(
+    ("scope", "statuses"),
+    [("infer", (200, 200, 403)), ("metrics", (200, 403, 403)), ("admin", (200, 403, 404))],
+)
+async def test_a_key_opens_what_its_scope_is_for(start, scope: str, statuses: tuple[int, ...]) -> None:
+    client = await start(api_keys=accepting(k=Principal("k", frozenset({scope}))), allow_runtime_updates=True)
+    paths = ("/version", "/v1/models", "/v1/explain_lora_adapter?lora_name=x")
+
+    replies = [await client.get(path, headers=bearer("k")) for path in paths]
+
+    assert tuple(reply.status for reply in replies) == statuses
+    refused = [reply.error for reply in replies if reply.status == 403]
+    assert {(error["code"], error["type"]) for error in refused} <= {("insufficient_permissions", "permission_error")}
+
+
+async def test_an_address_that_is_not_there_is_only_told_to_who_has_a_key(start) -> None:
+    client = await start(api_keys=accepting(k=Principal("k", frozenset({"metrics"}))))
+
+    reply = await client.post("/v1/load_lora_adapter", {}, headers=bearer("k"))
+
+    assert (reply.status, reply.error["code"]) == (404, "unknown_url")
+
+
+NARROW = Principal("team-a", frozenset({"infer"}), (NameGlob("found/a*"),), may_use_base=False)
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("model", ["found/b", "llama", "alias-b", "down/x"])
+async def test_what_a_key_may_not_use_looks_like_what_does_not_exist(
+    start, monkeypatch: pytest.MonkeyPatch, route: str, model: str
+) -> None:
+    client = await start(api_keys=accepting(k=NARROW, boss=Principal("boss")))
+    await client.server.registry.lookup("found/b")
+    client.server.registry.move_alias("alias-b", "found/b")
+    body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    unknown = await client.post(route, {"model": "nowhere", **body}, headers=bearer("boss"))
+    monkeypatch.setattr(type(client.server.registry), "lookup", None)
+
+    refused = await client.post(route, {"model": model, **body}, headers=bearer("k"))
+
+    assert (refused.status, refused.error["code"]) == (404, "model_not_found")
+    assert refused.text.replace(model, "nowhere") == unknown.text
+    assert set(refused.headers) == set(unknown.headers)
+
+
+async def test_a_request_that_names_no_model_needs_the_base(start) -> None:
+    client = await start(api_keys=accepting(k=NARROW))
+
+    reply = await client.post("/v1/completions", {"prompt": "x"}, headers=bearer("k"))
+
+    assert (reply.status, reply.error["code"]) == (404, "model_not_found")
+
+
+async def test_a_key_sees_and_uses_what_its_globs_allow(start) -> None:
+    client = await start(api_keys=accepting(k=NARROW))
+    registry = client.server.registry
+    for name in ("found/a1", "found/b1"):
+        await registry.lookup(name)
+    for alias, target in (("one", "found/a1"), ("two", "found/b1"), ("three", "llama")):
+        registry.move_alias(alias, target)
+
+    listed = await client.get("/v1/models", headers=bearer("k"))
+    statuses = [
+        (await client.get(f"/v1/models/{name}", headers=bearer("k"))).status for name in ("one", "two", "llama")
+    ]
+    answer = await client.post("/v1/completions", {"model": "one", "prompt": "x"}, headers=bearer("k"))
+
+    assert [card["id"] for card in listed.json["data"]] == ["found/a1", "one"]
+    assert statuses == [200, 404, 404]
+    assert answer.json["choices"][0]["text"] == "found/a1>x"
+
+
+async def test_only_operators_see_where_models_lie(start) -> None:
+    keys = accepting(k=Principal("k", frozenset({"infer"})), boss=Principal("boss"))
+    client = await start(api_keys=keys)
+    served = await client.server.registry.lookup("found/a")
+
+    roots = {
+        key: [card["root"] for card in (await client.get("/v1/models", headers=bearer(key))).json["data"]]
+        for key in ("k", "boss")
+    }
+
+    assert roots == {"k": ["llama", "base", served.digest], "boss": ["org/llama", "org/llama", "/adapters/found/a"]}

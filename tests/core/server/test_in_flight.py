@@ -114,3 +114,11 @@ async def test_new_requests_are_refused_while_the_server_stops(client) -> None:
 
     assert [(reply.status, reply.error["code"]) for reply in replies] == [(503, "server_draining")] * 2
     assert replies[0].headers["Connection"] == "close"
+
+
+async def test_a_server_that_stops_is_alive_but_not_ready(client) -> None:
+    await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=0)
+
+    live, ready = await client.get("/health/live"), await client.get("/health/ready")
+
+    assert (live.status, ready.status, ready.error["code"]) == (200, 503, "server_draining")

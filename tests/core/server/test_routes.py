@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+from aiohttp import web
+
+from loramux.server.app import build_app
+from loramux.server.routes import ROUTES, Routes
+
+PUBLIC = {"/health", "/health/live", "/health/ready"}
+
+
+async def answer(_: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def test_every_route_of_the_server_says_who_may_use_it(start) -> None:
+    client = await start(allow_runtime_updates=True)
+    app = build_app(client.server)
+
+    needs = {path: access for _, path, access in app[ROUTES].items()}
+
+    routes = {(route.method, route.resource.canonical) for route in app.router.routes()}
+    assert {(method, path) for method, path, _ in app[ROUTES].items()} == routes
+    assert {path for path, access in needs.items() if access == "public"} == PUBLIC
+    assert {access for path, access in needs.items() if path.endswith(("_adapter", "_alias"))} == {"admin"}
+
+
+def test_a_route_that_says_nothing_cannot_be_built() -> None:
+    router = web.Application().router
+    routes = Routes(router)
+    routes.get("/known", answer, needs="infer")
+    routes.check()
+
+    router.add_get("/forgotten", answer)
+
+    with pytest.raises(RuntimeError, match=r"/forgotten.* does not say who may use it"):
+        routes.check()
+
+
+def test_an_address_that_nobody_added_needs_a_key() -> None:
+    app = web.Application()
+    other = app.router.add_get("/other", answer)
+
+    assert Routes(app.router).access_to(other) == "any key"
