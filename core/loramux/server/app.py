@@ -15,6 +15,7 @@ from loramux.server.adapters import explain_adapter, load_adapter, move_alias, u
 from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
 from loramux.server.completions import create_completion
+from loramux.server.connection import Runner
 from loramux.server.errors import describe, describe_http
 from loramux.server.models import get_model, list_models
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
@@ -59,7 +60,7 @@ def _add_routes(routes: Routes, server: Server) -> None:
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Make what serves the application: a client that leaves cancels its handler, and bodies are never inflated."""
-    return web.AppRunner(
+    return Runner(
         app,
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,

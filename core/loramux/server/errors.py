@@ -53,6 +53,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "missing_api_key": ErrorKind(401, "authentication_error", _BEARER),
     "invalid_api_key": ErrorKind(401, "authentication_error", _BEARER),
     "insufficient_permissions": ErrorKind(403, "permission_error"),
+    "malformed_request": ErrorKind(400, "invalid_request_error", _CLOSE),
     "invalid_json": ErrorKind(400, "invalid_request_error"),
     "body_timeout": ErrorKind(400, "invalid_request_error", _CLOSE),
     "missing_required_parameter": ErrorKind(400, "invalid_request_error"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from urllib.parse import urlsplit
 
 import pytest
@@ -124,6 +125,11 @@ async def test_what_is_no_http_is_refused_without_a_word_of_alarm(
     writer.close()
     await writer.wait_closed()
 
-    assert reply.split()[1] == b"400"
+    head, body = reply.split(b"\r\n\r\n", 1)
+    assert head.split()[1] == b"400"
+    assert b"Content-Type: application/json" in head
+    assert b"X-Request-Id: " in head
+    assert b"Python" not in head
+    assert json.loads(body)["error"]["code"] == "malformed_request"
     assert [record for record in caplog.records if record.levelname not in ("DEBUG", "INFO")] == []
     assert "secret" not in caplog.text
