@@ -9,7 +9,7 @@ from aiohttp.typedefs import Handler
 
 from loramux import __version__
 from loramux.errors import LoramuxError
-from loramux.server import health
+from loramux.server import health, openapi
 from loramux.server.access_log import AccessLogger, ConnectionLogger, note_route
 from loramux.server.adapters import explain_adapter, load_adapter, move_alias, unload_adapter
 from loramux.server.auth import check_access
@@ -18,9 +18,16 @@ from loramux.server.completions import create_completion
 from loramux.server.connection import Runner
 from loramux.server.errors import describe, describe_http
 from loramux.server.models import get_model, list_models
+from loramux.server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    LoadAdapterRequest,
+    MoveAliasRequest,
+    UnloadAdapterRequest,
+)
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 from loramux.server.request_id import request_id_of
-from loramux.server.routes import ROUTES, Routes
+from loramux.server.routes import EVENTS, JSON, ROUTES, TEXT, Routes
 from loramux.server.state import SERVER, Server
 
 MAX_BODY_BYTES = 4 * 1024**2
@@ -39,23 +46,31 @@ def build_app(server: Server) -> web.Application:
     app.on_response_prepare.append(_sign)
     _add_routes(app[ROUTES], server)
     app[ROUTES].check()
+    app[openapi.DOCUMENT] = openapi.document(app[ROUTES], needs_key=server.api_keys.is_required)
     return app
 
 
 def _add_routes(routes: Routes, server: Server) -> None:
     for path in ("/health", "/health/live"):
-        routes.get(path, health.live, needs="public")
-    routes.get("/health/ready", health.ready, needs="public")
+        routes.get(path, health.live, needs="public", answers=())
+    routes.get("/health/ready", health.ready, needs="public", answers=())
     routes.get("/version", _version, needs="any key")
+    routes.get("/openapi.json", openapi.describe_api, needs="infer")
     routes.get("/v1/models", list_models, needs="infer")
     routes.get("/v1/models/{model:.+}", get_model, needs="infer")
-    routes.post("/v1/completions", create_completion, needs="infer")
-    routes.post("/v1/chat/completions", create_chat_completion, needs="infer")
+    generated = (JSON, EVENTS)
+    routes.post("/v1/completions", create_completion, needs="infer", body=CompletionRequest, answers=generated)
+    routes.post(
+        "/v1/chat/completions", create_chat_completion, needs="infer", body=ChatCompletionRequest, answers=generated
+    )
     if server.allow_runtime_updates:
-        routes.post("/v1/load_lora_adapter", load_adapter, needs="admin")
-        routes.post("/v1/unload_lora_adapter", unload_adapter, needs="admin")
-        routes.post("/v1/move_lora_alias", move_alias, needs="admin")
-        routes.get("/v1/explain_lora_adapter", explain_adapter, needs="admin")
+        said = (TEXT,)
+        routes.post("/v1/load_lora_adapter", load_adapter, needs="admin", body=LoadAdapterRequest, answers=said)
+        routes.post(
+            "/v1/unload_lora_adapter", unload_adapter, needs="admin", body=UnloadAdapterRequest, answers=(TEXT,)
+        )
+        routes.post("/v1/move_lora_alias", move_alias, needs="admin", body=MoveAliasRequest)
+        routes.get("/v1/explain_lora_adapter", explain_adapter, needs="admin", query=("lora_name",))
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
@@ -95,4 +110,5 @@ async def _sign(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def _version(_: web.Request) -> web.Response:
+    """Say which loramux this is."""
     return web.json_response({"version": __version__})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from pydantic import BaseModel
 
 from loramux.server.errors import Refused, describe
 from loramux.server.principal import Scope
@@ -14,42 +17,72 @@ from loramux.server.request_id import request_id_of
 Access = Scope | Literal["public", "any key"]
 """Who may ask: everybody, whoever has a key, or whoever's key has this scope."""
 
+JSON = "application/json"
+TEXT = "text/plain"
+EVENTS = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one address; `body`, `query` and `answers` (media types) are what /openapi.json says of it."""
+
+    method: str
+    path: str
+    handler: Handler
+    needs: Access
+    body: type[BaseModel] | None = None
+    query: tuple[str, ...] = ()
+    answers: tuple[str, ...] = (JSON,)
+
 
 class Routes:
     """Adds routes to a router and remembers what each of them needs."""
 
     def __init__(self, router: web.UrlDispatcher) -> None:
         self._router = router
-        self._access: dict[web.AbstractRoute, Access] = {}
+        self._routes: dict[web.AbstractRoute, Route] = {}
 
-    def get(self, path: str, handler: Handler, *, needs: Access) -> None:
+    def get(
+        self,
+        path: str,
+        handler: Handler,
+        *,
+        needs: Access,
+        query: tuple[str, ...] = (),
+        answers: tuple[str, ...] = (JSON,),
+    ) -> None:
         """Answer GET and HEAD."""
         resource = self._router.add_resource(path)
         for method in ("GET", "HEAD"):
-            self._access[resource.add_route(method, handler)] = needs
+            route = Route(method, resource.canonical, handler, needs, query=query, answers=answers)
+            self._routes[resource.add_route(method, handler)] = route
 
-    def post(self, path: str, handler: Handler, *, needs: Access) -> None:
-        """Answer POST."""
+    def post(
+        self,
+        path: str,
+        handler: Handler,
+        *,
+        needs: Access,
+        body: type[BaseModel],
+        answers: tuple[str, ...] = (JSON,),
+    ) -> None:
+        """Answer POST with a body that the handler reads by `read_body`."""
         resource = self._router.add_resource(path)
-        self._access[resource.add_route("POST", handler, expect_handler=_continue_or_refuse)] = needs
+        route = Route("POST", resource.canonical, handler, needs, body=body, answers=answers)
+        self._routes[resource.add_route("POST", handler, expect_handler=_continue_or_refuse)] = route
 
     def access_to(self, route: web.AbstractRoute) -> Access:
         """Say what a route needs; whoever asks for an unknown address needs a key, too."""
-        return self._access.get(route, "any key")
+        return self._routes[route].needs if route in self._routes else "any key"
 
     def check(self) -> None:
         """Raise RuntimeError if a route was added past this class, without saying who may use it."""
         for route in self._router.routes():
-            if route not in self._access:
+            if route not in self._routes:
                 raise RuntimeError(f"{route!r} does not say who may use it: add it through Routes")
 
-    def items(self) -> list[tuple[str, str, Access]]:
-        """Return method, address and need of every route."""
-        return [
-            (route.method, route.resource.canonical, access)
-            for route, access in self._access.items()
-            if route.resource is not None
-        ]
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
 
 
 ROUTES = web.AppKey("routes", Routes)

@@ -17,10 +17,10 @@ async def test_every_route_of_the_server_says_who_may_use_it(start) -> None:
     client = await start(allow_runtime_updates=True)
     app = build_app(client.server)
 
-    needs = {path: access for _, path, access in app[ROUTES].items()}
+    needs = {route.path: route.needs for route in app[ROUTES]}
 
     routes = {(route.method, route.resource.canonical) for route in app.router.routes()}
-    assert {(method, path) for method, path, _ in app[ROUTES].items()} == routes
+    assert {(route.method, route.path) for route in app[ROUTES]} == routes
     assert {path for path, access in needs.items() if access == "public"} == PUBLIC
     assert {access for path, access in needs.items() if path.endswith(("_adapter", "_alias"))} == {"admin"}
 
