@@ -50,6 +50,7 @@ class FakeEngine:
         self.num_running = 0
         self.num_aborted = 0
         self.seen: list[tuple[list[int], SamplingParams, str, LoRARequest | None]] = []
+        self.tenants: list[str | None] = []
         self.loaded: dict[int, LoRARequest] = {}
         self.refusals: dict[str, AdapterInvalid] = {}
 
@@ -72,7 +73,10 @@ class FakeEngine:
         sampling_params: SamplingParams,
         request_id: str,
         lora_request: LoRARequest | None = None,
+        *,
+        tenant: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
+        self.tenants.append(tenant)
         self.seen.append((prompt, sampling_params, request_id, lora_request))
         self.num_running += 1
         is_done = False

@@ -93,6 +93,7 @@ class RequestGroup:
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
     last_token_time: float | None = None
+    tenant: str | None = None
     lease: Lease | None = None
     answers: list[Answer] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -109,7 +110,12 @@ class RequestGroup:
             request_id = f"{index}#{self.request_id}"  # never the id of another request's sequence
             params = self.params if index == 0 else replace(self.params, prompt_logprobs=None)
             request = Request(
-                request_id, self.prompt_token_ids, params, digest=digest, max_total_tokens=max_total_tokens
+                request_id,
+                self.prompt_token_ids,
+                params,
+                digest=digest,
+                max_total_tokens=max_total_tokens,
+                tenant=self.tenant,
             )
             self.answers.append(
                 Answer(

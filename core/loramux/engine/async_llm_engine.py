@@ -110,17 +110,21 @@ class AsyncLLMEngine:
         sampling_params: SamplingParams,
         request_id: str,
         lora_request: LoRARequest | None = None,
+        *,
+        tenant: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yield the request's output each time it has grown; every output is cumulative, the last one is finished.
 
-        Leaving the iterator early, by closing it or by cancellation, aborts the request. Raises RequestInvalid,
-        AdapterInvalid or EngineDead.
+        Leaving the iterator early, by closing it or by cancellation, aborts the request. Tenants with requests waiting
+        take turns. Raises RequestInvalid, AdapterInvalid or EngineDead.
         """
         stream = _Stream(asyncio.get_running_loop())
         arrival_time = time.monotonic()
 
         def add() -> None:
-            self._engine.add_request(request_id, prompt, sampling_params, lora_request, arrival_time=arrival_time)
+            self._engine.add_request(
+                request_id, prompt, sampling_params, lora_request, arrival_time=arrival_time, tenant=tenant
+            )
             self._streams[request_id] = stream
 
         added = self._call(add)

@@ -90,11 +90,13 @@ class LLMEngine:
         lora_request: LoRARequest | None = None,
         *,
         arrival_time: float | None = None,
+        tenant: str | None = None,
     ) -> None:
         """Queue a request. Raises RequestInvalid when it can never be answered.
 
-        `arrival_time` is when the caller asked, on the monotonic clock; now, unless it had to wait to get here. An
-        adapter that turns out to be invalid ends the request with an output whose `error` says why.
+        `arrival_time` is when the caller asked, on the monotonic clock; now, unless it had to wait to get here. Tenants
+        with requests waiting take turns, so that none is held up by how much another has queued. An adapter that turns
+        out to be invalid ends the request with an output whose `error` says why.
         """
         arrival_time = time.monotonic() if arrival_time is None else arrival_time
         params = sampling_params or SamplingParams()
@@ -104,7 +106,9 @@ class LLMEngine:
         tokenized = tokenize_prompt(prompt, self.tokenizer, vocab_size=vocab_size, context=self.max_model_len)
         self._check_length(len(tokenized.token_ids), params)
         params.check_vocabulary(vocab_size)
-        group = RequestGroup(request_id, tokenized.text, tokenized.token_ids, params, lora_request, arrival_time)
+        group = RequestGroup(
+            request_id, tokenized.text, tokenized.token_ids, params, lora_request, arrival_time, tenant=tenant
+        )
         if lora_request is None:
             self._start(group)
         else:

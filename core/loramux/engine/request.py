@@ -21,6 +21,7 @@ class Request:
     """The scheduler's view of one sequence: its tokens, how many of them have KV, and which blocks hold it.
 
     `digest` is the adapter's identity, None for the base model. `max_total_tokens` bounds prompt and answer together.
+    `tenant` is whose turn it takes; everything without one shares a turn.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class Request:
         *,
         digest: str | None,
         max_total_tokens: int,
+        tenant: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.params = params
         self.digest = digest
         self.max_total_tokens = max_total_tokens
+        self.tenant = tenant
         self.prompt_token_ids = tuple(prompt_token_ids)
         self.output_token_ids: list[int] = []
         self.token_ids = list(prompt_token_ids)
@@ -55,6 +58,13 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The most tokens that prompt and answer can come to."""
+        num_answer = self.params.max_tokens
+        room = self.max_total_tokens
+        return room if num_answer is None else min(room, self.num_prompt_tokens + num_answer)
 
     @property
     def needs_prompt_logprobs(self) -> bool:

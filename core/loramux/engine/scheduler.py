@@ -1,19 +1,20 @@
 """Scheduler: which sequences compute how many tokens in the next step.
 
 Running sequences come first, those that decode before those that prefill, so that a long prompt never stalls a stream.
-Waiting ones are admitted in order of arrival; one that waits for an adapter slot is overtaken by those that need none,
-but only for a bounded number of steps. Not thread-safe: the engine thread owns it.
+Waiting ones are admitted in the order of FairQueue, which for a single tenant is that of arrival; one that waits for an
+adapter slot is overtaken by those that need none, but only for a bounded number of steps. Not thread-safe: the
+engine thread owns it.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
 from loramux.adapters.slots import SlotTable
 from loramux.batch import BASE_SLOT, ScheduledBatch, ScheduledSequence, SlotLoad
 from loramux.engine.block_pool import BlockPool
+from loramux.engine.fair_queue import FairQueue
 from loramux.engine.request import Request, RequestStatus
 
 
@@ -40,7 +41,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.slot_wait_limit = slot_wait_limit
         self.enable_prefix_caching = enable_prefix_caching
-        self.waiting: deque[Request] = deque()
+        self.waiting = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._draining: str | None = None
@@ -50,7 +51,7 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request; it fits into the pool when it runs alone (the engine has checked)."""
-        self.waiting.append(request)
+        self.waiting.push(request)
 
     def finish(self, request: Request) -> None:
         """Free the blocks and the slot of a request, whatever state it is in; doing it twice is harmless."""
@@ -134,7 +135,7 @@ class Scheduler:
         request.num_computed_tokens = 0
         request.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(request)
+        self.waiting.push_front(request)
 
     def _give_back(self, request: Request) -> None:
         self.block_pool.release(request.block_table)
@@ -162,7 +163,7 @@ class Scheduler:
                 grant = self.slots.acquire(request.digest)
                 if grant.needs_load:
                     yield SlotLoad(grant.slot, request.digest)
-            self.waiting.remove(request)
+            self.waiting.admit(request)
             self.running.append(request)
             request.status = RequestStatus.RUNNING
             request.slot_wait_steps = 0

@@ -47,7 +47,8 @@ async def _prepare(server: Server, body: ChatCompletionRequest, request: web.Req
     sampling_params = body.sampling_params(
         max_tokens=body.answer_tokens, logprobs=body.num_logprobs, prompt_logprobs=body.prompt_logprobs
     )
-    model = await held.enter_async_context(choose_model(server, body.model, principal_of(request)))
+    principal = principal_of(request)
+    model = await held.enter_async_context(choose_model(server, body.model, principal))
     try:
         prompt = await chat_prompt(server, body)
     except RequestInvalid as exc:
@@ -56,7 +57,7 @@ async def _prepare(server: Server, body: ChatCompletionRequest, request: web.Req
         message = "This model has no chat template: write the prompt yourself and use /v1/completions."
         raise Refused(NO_CHAT_TEMPLATE, message, param="messages") from exc
     check_fits([prompt], max_tokens=body.answer_tokens, max_model_len=server.max_model_len, param="messages")
-    job = Job(request_id_of(request), [prompt.token_ids], sampling_params, model.lora_request)
+    job = Job(request_id_of(request), [prompt.token_ids], sampling_params, model.lora_request, tenant=principal.id)
     return _Chat(server, body, job, model.name, int(time.time()))
 
 

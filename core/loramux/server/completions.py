@@ -44,11 +44,18 @@ async def _prepare(server: Server, body: CompletionRequest, request: web.Request
     if len(values) * sampling_params.n > MAX_CHOICES:
         message = f"'n' times the number of prompts must be at most {MAX_CHOICES}."
         raise RequestInvalid(message, param="n", code="value_above_maximum")
-    model = await held.enter_async_context(choose_model(server, body.model, principal_of(request)))
+    principal = principal_of(request)
+    model = await held.enter_async_context(choose_model(server, body.model, principal))
     prompts = await completion_prompts(server, body, values)
     max_tokens = 0 if _is_echo_only(body) else sampling_params.max_tokens
     check_fits(prompts, max_tokens=max_tokens, max_model_len=server.max_model_len, param="prompt")
-    job = Job(request_id_of(request), [prompt.token_ids for prompt in prompts], sampling_params, model.lora_request)
+    job = Job(
+        request_id_of(request),
+        [prompt.token_ids for prompt in prompts],
+        sampling_params,
+        model.lora_request,
+        tenant=principal.id,
+    )
     return _Completion(server, body, prompts, job, model.name, int(time.time()))
 
 

@@ -29,6 +29,8 @@ class Engine(Protocol):
         sampling_params: SamplingParams,
         request_id: str,
         lora_request: LoRARequest | None = None,
+        *,
+        tenant: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Answer one prompt with cumulative outputs; closing the iterator aborts the request."""
         ...
@@ -41,12 +43,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that the engine is asked for one HTTP request; every prompt has `sampling_params.n` answers."""
+    """All that the engine is asked for one HTTP request; every prompt has `sampling_params.n` answers.
+
+    `tenant` is the principal's id: tenants take turns in the engine's queue.
+    """
 
     request_id: str
     prompts: Sequence[list[int]]
     sampling_params: SamplingParams
     lora_request: LoRARequest | None
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
 async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -> None:
     failure: Exception | None = None
     request_id = f"{job.request_id}-{uuid.uuid4().hex[:8]}-{index}"  # a client may send one id twice
-    outputs = engine.generate(job.prompts[index], job.sampling_params, request_id, job.lora_request)
+    outputs = engine.generate(job.prompts[index], job.sampling_params, request_id, job.lora_request, tenant=job.tenant)
     try:
         async for output in outputs:
             _raise_if_broken(output)

@@ -62,6 +62,7 @@ class FakeEngine:
         answer: int = 2,
         digest: str | None = None,
         prompt_logprobs: int | None = None,
+        tenant: str | None = None,
     ) -> Request:
         """Queue a request; a prompt given as a length has tokens of its own."""
         tokens = (
@@ -70,7 +71,7 @@ class FakeEngine:
             else list(prompt)
         )
         params = SamplingParams(max_tokens=answer, prompt_logprobs=prompt_logprobs)
-        request = Request(name, tokens, params, digest=digest, max_total_tokens=10_000)
+        request = Request(name, tokens, params, digest=digest, max_total_tokens=10_000, tenant=tenant)
         self.requests[name] = request
         self.num_answer_tokens[name] = answer
         self.scheduler.add(request)
@@ -572,7 +573,7 @@ def test_the_slot_freed_for_a_starving_adapter_is_taken_by_nobody_else() -> None
     ahead = Request("b1", [1, 2], SamplingParams(), digest="b", max_total_tokens=100)
     engine.requests["b1"] = ahead
     engine.num_answer_tokens["b1"] = 50
-    engine.scheduler.waiting.appendleft(ahead)
+    engine.scheduler.waiting.push_front(ahead)
 
     while rare.status is RequestStatus.WAITING:
         assert engine.num_steps < 10
@@ -592,6 +593,39 @@ def test_everybody_gets_a_turn_when_every_adapter_is_rare() -> None:
     assert {name[0] for name in engine.finished} == set("abcdefgh")
     engine.run()
     engine.assert_all_is_given_back()
+
+
+# --- tenants
+
+
+def test_a_thousand_requests_of_one_tenant_delay_another_by_one_admission() -> None:
+    engine = FakeEngine(max_num_seqs=1, max_num_batched_tokens=8)
+    for index in range(1000):
+        engine.add(f"crowd{index}", prompt=2, answer=2, tenant="crowd")
+    for _ in range(20):
+        engine.step()
+    engine.add("single", prompt=2, answer=2, tenant="other")
+    before = len(engine.finished)
+
+    while "single" not in engine.finished:
+        engine.step()
+
+    assert engine.finished[before:][-1] == "single"
+    assert len(engine.finished) - before <= 2, "the one that ran, and the single request itself"
+
+
+def test_tenants_share_tokens_and_not_requests() -> None:
+    engine = FakeEngine(max_num_seqs=1, max_num_batched_tokens=64)
+    for index in range(40):
+        engine.add(f"long{index}", prompt=28, answer=2, tenant="long")
+    for index in range(400):
+        engine.add(f"short{index}", prompt=1, answer=2, tenant="short")
+
+    while len(engine.finished) < 110:
+        engine.step()
+
+    num_long = sum(name.startswith("long") for name in engine.finished)
+    assert abs(num_long * 30 - (len(engine.finished) - num_long) * 3) <= 30 + 3
 
 
 # --- anything

@@ -106,6 +106,17 @@ async def test_a_key_opens_what_its_scope_is_for(start, scope: str, statuses: tu
     assert {(error["code"], error["type"]) for error in refused} <= {("insufficient_permissions", "permission_error")}
 
 
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+async def test_the_engine_knows_whose_turn_a_request_takes(start, engine, route: str) -> None:
+    client = await start(api_keys=accepting(a=Principal("team-a"), b=Principal("team-b")))
+    body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+
+    for key in "ab":
+        await client.post(route, body, headers=bearer(key))
+
+    assert engine.tenants == ["team-a", "team-b"]
+
+
 async def test_an_address_that_is_not_there_is_only_told_to_who_has_a_key(start) -> None:
     client = await start(api_keys=accepting(k=Principal("k", frozenset({"metrics"}))))
 
