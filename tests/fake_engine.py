@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
+from loramux.adapters.residency import Residency
 from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.errors import AdapterInvalid, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
@@ -53,6 +54,9 @@ class FakeEngine:
         self.tenants: list[str | None] = []
         self.loaded: dict[int, LoRARequest] = {}
         self.refusals: dict[str, AdapterInvalid] = {}
+        self.in_slots: set[int] = set()
+        self.pinned: set[int] = set()
+        self.max_pinned = 2
 
     async def add_lora(self, request: LoRARequest) -> bool:
         if request.lora_name in self.refusals:
@@ -65,7 +69,28 @@ class FakeEngine:
         return LoadedAdapter(f"digest of {request.lora_path}", 1, 1)
 
     async def remove_lora(self, lora_int_id: int) -> bool:
+        self.pinned.discard(lora_int_id)
         return self.loaded.pop(lora_int_id, None) is not None
+
+    def residency(self, lora_int_id: int) -> Residency | None:
+        if lora_int_id not in self.loaded:
+            return None
+        return Residency("slot" if lora_int_id in self.in_slots else "host", lora_int_id in self.pinned)
+
+    def residencies(self) -> dict[int, Residency]:
+        return {lora_int_id: residency for lora_int_id in self.loaded if (residency := self.residency(lora_int_id))}
+
+    async def pin_adapter(self, request: LoRARequest, *, instead_of: int | None = None) -> None:
+        self.loaded[request.lora_int_id] = request
+        self.pinned -= {instead_of}
+        if len(self.pinned | {request.lora_int_id}) > self.max_pinned:
+            raise RequestInvalid("no place would be left", param="lora_int_id", code="adapter_pin_refused")
+        self.pinned.add(request.lora_int_id)
+
+    async def unpin_lora(self, lora_int_id: int) -> bool:
+        was_pinned = lora_int_id in self.pinned
+        self.pinned.discard(lora_int_id)
+        return was_pinned
 
     async def generate(
         self,

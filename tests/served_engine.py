@@ -43,7 +43,9 @@ async def serve_engine(
 ) -> AsyncIterator[ServedEngine]:
     """Serve on a free loopback port until the end; the base model is called "tiny". The engine is the caller's."""
     chain = ResolverChain(resolvers, fetcher)
-    registry = AdapterRegistry(["tiny"], chain, engine.load_adapter, engine.remove_lora, **registry_options)
+    registry = AdapterRegistry(
+        ["tiny"], chain, engine.load_adapter, engine.remove_lora, memory=engine, **registry_options
+    )
     if relay is not None:
         relay.connect(registry)
     server = Server(

@@ -7,6 +7,7 @@ uses it ends, and is then unloaded. For one event loop.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -16,19 +17,47 @@ MAX_CURRENT = 16_384
 """Beyond that, an idle one that its resolver can find again is forgotten for each new one."""
 
 
+@dataclass(frozen=True, slots=True)
+class GenerationUse:
+    """How a generation is used: by how many requests so far and right now, and when (Unix seconds) one last began.
+
+    One that is not current has been replaced or unloaded, and only ends what it had begun.
+    """
+
+    served: ServedAdapter
+    is_current: bool
+    is_evicted: bool
+    num_hits: int
+    num_active: int
+    last_used: float | None
+
+
 @dataclass(slots=True, eq=False)
 class _Record:
     served: ServedAdapter
     num_uses: int = 0
+    num_hits: int = 0
+    last_used: float | None = None
     is_evicted: bool = False  # its weights have left host memory
     check_at: float | None = None  # when its source is to be asked again; None = never
 
 
 class Generations:
-    """`unload` frees what is given up; it is called once for each generation, when nobody uses it any more."""
+    """`unload` frees what is given up; it is called once for each generation, when nobody uses it any more.
 
-    def __init__(self, unload: Callable[[ServedAdapter], Awaitable[object]]) -> None:
+    `succeed` hears, before that, which one takes over from which.
+    """
+
+    def __init__(
+        self,
+        unload: Callable[[ServedAdapter], Awaitable[object]],
+        succeed: Callable[[ServedAdapter, ServedAdapter], None] | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._unload = unload
+        self._succeed = succeed
+        self._now = now
         self._current: dict[str, _Record] = {}  # in load order
         self._by_id: dict[int, _Record] = {}  # the current ones, and the retired ones that are in use
         self._removals: set[asyncio.Task[object]] = set()
@@ -53,6 +82,20 @@ class Generations:
         """Return all current ones, in load order."""
         return [record.served for record in self._current.values()]
 
+    def uses(self) -> list[GenerationUse]:
+        """Return all current ones and those that only end what they had begun, in load order."""
+        return [
+            GenerationUse(
+                record.served,
+                is_current=self._current.get(record.served.name) is record,
+                is_evicted=record.is_evicted,
+                num_hits=record.num_hits,
+                num_active=record.num_uses,
+                last_used=record.last_used,
+            )
+            for record in self._by_id.values()
+        ]
+
     def is_evicted(self, served: ServedAdapter) -> bool:
         """Whether a current one must be read again before it is used."""
         return self._by_id[served.id].is_evicted
@@ -67,6 +110,8 @@ class Generations:
     def install(self, served: ServedAdapter, *, check_at: float | None) -> None:
         """Give new requests this generation; the one before is retired."""
         if (before := self._current.get(served.name)) is not None:
+            if self._succeed is not None:
+                self._succeed(before.served, served)
             self.retire(before.served)
         self._current[served.name] = self._by_id[served.id] = _Record(served, check_at=check_at)
         if len(self._current) > MAX_CURRENT:
@@ -100,7 +145,10 @@ class Generations:
 
     def begin_use(self, served: ServedAdapter) -> None:
         """Count one more request of a current generation."""
-        self._by_id[served.id].num_uses += 1
+        record = self._by_id[served.id]
+        record.num_uses += 1
+        record.num_hits += 1
+        record.last_used = self._now()
 
     def end_use(self, served: ServedAdapter) -> None:
         """Count one less; the last one lets a retired generation go."""

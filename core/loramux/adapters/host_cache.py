@@ -136,22 +136,40 @@ class HostCache:
                     f"adapter id {adapter_id} cannot be pinned: one of {self.capacity} places in host memory "
                     "(max_cpu_loras) must stay unpinned",
                     param="lora_int_id",
+                    code="adapter_pin_refused",
                 )
             entry.is_pinned = True
             return True
 
-    def unpin(self, adapter_id: int) -> None:
-        """Undo `pin`."""
+    def unpin(self, adapter_id: int) -> bool:
+        """Undo `pin`; False when it was not pinned."""
         with self._lock:
-            if (entry := self._entries.get(adapter_id)) is not None:
+            entry = self._entries.get(adapter_id)
+            was_pinned = entry is not None and entry.is_pinned
+            if entry is not None:
                 entry.is_pinned = False
         self._serve_door()
+        return was_pinned
 
     def adapter(self, adapter_id: int) -> PackedAdapter | None:
         """Return a resident adapter without using it."""
         with self._lock:
             entry = self._entries.get(adapter_id)
             return None if entry is None else entry.adapter
+
+    def is_pinned(self, adapter_id: int) -> bool:
+        """Whether a resident adapter is pinned."""
+        with self._lock:
+            entry = self._entries.get(adapter_id)
+            return entry is not None and entry.is_pinned
+
+    def residents(self) -> list[tuple[int, PackedAdapter, bool]]:
+        """Return id, adapter and "is pinned" of all that is in host memory, at one moment."""
+        with self._lock:
+            entries = [(entry, entry.adapter) for entry in self._entries.values()]
+        return [
+            (entry.request.lora_int_id, adapter, entry.is_pinned) for entry, adapter in entries if adapter is not None
+        ]
 
     def has_content(self, digest: str, *, pinned: bool = False) -> bool:
         """Whether a resident (and pinned) adapter has this content; several ids may share one content."""

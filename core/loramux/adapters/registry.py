@@ -18,7 +18,8 @@ from loramux.adapters.adapter_name import is_adapter_name
 from loramux.adapters.aliases import Aliases
 from loramux.adapters.flights import Flight, Flights
 from loramux.adapters.generation_loader import GenerationLoader
-from loramux.adapters.generations import Generations
+from loramux.adapters.generations import Generations, GenerationUse
+from loramux.adapters.pins import Memory, Pins
 from loramux.adapters.refresher import Refresher
 from loramux.adapters.resolution import Trace
 from loramux.adapters.resolver_chain import ResolverChain
@@ -52,7 +53,8 @@ class Patience:
 class AdapterRegistry:
     """The one owner of names and ids. All methods belong to one event loop.
 
-    `load` brings an adapter into host memory and says what it is; `unload` frees it once no request holds it.
+    `load` brings an adapter into host memory and says what it is; `unload` frees it once no request holds it. Without
+    a `memory` to ask, nothing can be pinned.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class AdapterRegistry:
         unload: Callable[[int], Awaitable[object]],
         hooks: PluginHooks | None = None,
         *,
+        memory: Memory | None = None,
         patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,7 +75,8 @@ class AdapterRegistry:
         self._unload = unload
         self._hooks = hooks or PluginHooks()
         self._loader = GenerationLoader(self._base_model_names, chain, load, self._hooks)
-        self._generations = Generations(self._drop)
+        self._pins = Pins(memory)
+        self._generations = Generations(self._drop, self._pins.hand_over)
         self._refresher = Refresher(
             self._loader, self._generations, limit_seconds=self._patience.flight_seconds, clock=clock
         )
@@ -114,12 +118,8 @@ class AdapterRegistry:
         if (served := self._ready(target)) is not None:
             return served
         try:
-            async with asyncio.timeout(self._patience.lora_wait_seconds) as limit:
+            async with self._patiently(name):
                 return await self._arrive(target)
-        except TimeoutError as exc:
-            if not limit.expired():
-                raise
-            raise AdapterLoading(name) from exc
         except AdapterNotFound as exc:
             raise AdapterNotFound(name) from exc.__cause__
 
@@ -160,7 +160,7 @@ class AdapterRegistry:
             name,
             lambda _: self._serve_given(request, origin),
             replaces=replaces,
-            wait=None if origin == "static" else self._patience.lora_wait_seconds,  # the start waits for its adapters
+            is_patient=origin == "static",  # the start waits for its adapters
         )
 
     async def load(self, name: str, *, replaces: bool = False) -> ServedAdapter:
@@ -169,23 +169,24 @@ class AdapterRegistry:
         With `replaces`, a served one is looked for again, and succeeded if there is another version. Raises what
         `lookup` raises, and RequestInvalid for its name.
         """
-        wait = self._patience.lora_wait_seconds
-        return await self._do_by_hand(name, self._load_anew, replaces=replaces, wait=wait)
+        return await self._do_by_hand(name, self._load_anew, replaces=replaces)
 
     async def _do_by_hand(
-        self, name: str, work: Callable[[str], Awaitable[ServedAdapter]], *, replaces: bool, wait: float | None
+        self,
+        name: str,
+        work: Callable[[str], Awaitable[ServedAdapter]],
+        *,
+        replaces: bool,
+        is_patient: bool = False,
     ) -> ServedAdapter:
         """Do what an operator asked for, after what is under way for the name; the work goes on after the wait."""
-        try:
-            async with asyncio.timeout(wait) as limit:
-                while (flight := self._flights.get(name)) is not None:
-                    await asyncio.wait({flight.task})
-                self._check_addable(name, replaces=replaces)
-                return await self._flights.start(name, work, is_resolution=False).land()
-        except TimeoutError as exc:
-            if not limit.expired():
-                raise
-            raise AdapterLoading(name) from exc
+        async with self._patiently(name, is_patient=is_patient):
+            while (flight := self._flights.get(name)) is not None:
+                await asyncio.wait({flight.task})
+            self._check_addable(name, replaces=replaces)
+            served = await self._flights.start(name, work, is_resolution=False).land()
+            await self._pins.settle()
+            return served
 
     async def _load_anew(self, name: str) -> ServedAdapter:
         self._loader.forget(name)
@@ -203,6 +204,38 @@ class AdapterRegistry:
         Requests that use it end first, then it leaves memory. A name that a resolver knows is loaded again, under a
         new id, when it is next asked for.
         """
+        served = self._served(name, lora_int_id)
+        removal = self._generations.retire(served)
+        if removal is not None:
+            await asyncio.shield(removal)
+        return served
+
+    async def pin(self, name: str | None = None, lora_int_id: int | None = None) -> ServedAdapter:
+        """Keep a served adapter in memory, after reading it again if it has left; whoever succeeds it inherits that.
+
+        Raises AdapterNotFound, RequestInvalid when no place would be left for the others, AdapterLoading.
+        """
+        async with self._patiently(name or str(lora_int_id)):
+            while True:
+                current = self._served(name, lora_int_id)
+                served = self._ready(current.name) or await self._arrive(current.name)
+                await self._pins.pin(served)
+                if self._generations.is_current(served):
+                    return served
+                await self._pins.unpin(served)  # replaced at this very moment
+
+    async def unpin(self, name: str | None = None, lora_int_id: int | None = None) -> ServedAdapter:
+        """Let a served adapter be evicted again; harmless when it is not pinned. Raises AdapterNotFound."""
+        served = self._served(name, lora_int_id)
+        await self._pins.unpin(served)
+        return served
+
+    def uses(self) -> list[GenerationUse]:
+        """Return how everything is used that is loaded, or that only ends what it has begun, in load order."""
+        return self._generations.uses()
+
+    def _served(self, name: str | None, lora_int_id: int | None) -> ServedAdapter:
+        """Return what is served under this name, id or both; raises AdapterNotFound."""
         if name is None and lora_int_id is None:
             raise RequestInvalid(
                 "Either 'lora_name' or 'lora_int_id' must be provided.",
@@ -213,9 +246,6 @@ class AdapterRegistry:
         served = current.current(name) if name is not None else current.current_by_id(lora_int_id or 0)
         if served is None or lora_int_id not in (None, served.id):
             raise AdapterNotFound(name if name is not None else str(lora_int_id))
-        removal = self._generations.retire(served)
-        if removal is not None:
-            await asyncio.shield(removal)
         return served
 
     def move_alias(self, alias: str, target: str | None, **expectation: Any) -> str | None:
@@ -241,8 +271,20 @@ class AdapterRegistry:
         await self._refresher.close()
         await self._flights.close()
         await self._generations.close()
+        await self._pins.close()
 
     # --- the way to a served adapter
+
+    @asynccontextmanager
+    async def _patiently(self, name: str, *, is_patient: bool = False) -> AsyncIterator[None]:
+        """Raise AdapterLoading for what takes longer than a request may wait; the work goes on without it."""
+        try:
+            async with asyncio.timeout(None if is_patient else self._patience.lora_wait_seconds) as limit:
+                yield
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            raise AdapterLoading(name) from exc
 
     def _ready(self, name: str) -> ServedAdapter | None:
         """Return what can be used at once; its source is asked again behind the scenes when that is due."""

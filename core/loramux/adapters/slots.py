@@ -1,7 +1,7 @@
 """SlotTable: which adapter is in which of the device's `max_loras` slots, and how many sequences use it.
 
 A slot that is in use or pinned is never given away. Identity is the content digest: a reload under the same name is
-another adapter. Not thread-safe: the engine thread owns it.
+another adapter. Not thread-safe: the engine thread owns it; others may ask `is_resident`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class SlotTable:
         return sum(users > 0 for users in list(self._users.values()))  # a copy: other threads read this number
 
     def is_resident(self, digest: str) -> bool:
+        """Whether this content is in a slot; one look-up, so any thread may ask."""
         return digest in self._slot_of
 
     def digests(self) -> set[str]:

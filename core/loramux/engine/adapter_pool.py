@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from loramux.adapters.host_cache import HostCache, Lease
+from loramux.adapters.residency import Residency, Tier
 from loramux.adapters.slots import SlotTable
 from loramux.batch import SlotLoad
 from loramux.config import EngineArgs
@@ -21,7 +22,9 @@ EventListener = Callable[[str, LoRARequest], None]
 
 
 class AdapterPool:
-    """Owns host memory and the slot table. `acquire` and `ids` may be called from any thread, the rest by the engine's.
+    """Owns host memory and the slot table.
+
+    `acquire`, `ids`, `residency` and `residencies` may be called from any thread, the rest by the engine's.
 
     The scheduler says which slots are used; the pool fills and empties them.
     """
@@ -69,11 +72,28 @@ class AdapterPool:
         """Return the ids of the adapters in host memory."""
         return self.host_cache.ids()
 
-    def pin(self, lora_int_id: int) -> bool:
+    def residency(self, lora_int_id: int) -> Residency | None:
+        """Return where an adapter rests; None when it is on disk alone."""
+        adapter = self.host_cache.adapter(lora_int_id)
+        if adapter is None:
+            return None
+        return Residency(self._tier(adapter.digest), self.host_cache.is_pinned(lora_int_id))
+
+    def residencies(self) -> dict[int, Residency]:
+        """Return where each adapter in host memory rests, by id."""
+        return {
+            lora_int_id: Residency(self._tier(adapter.digest), is_pinned)
+            for lora_int_id, adapter, is_pinned in self.host_cache.residents()
+        }
+
+    def pin(self, lora_int_id: int, *, instead_of: int | None = None) -> bool:
         """Keep a loaded adapter in host memory, and in its slot once it is there. False when it is not loaded.
 
-        Raises RequestInvalid when pinning it would leave no slot, or no place in host memory, for the others.
+        `instead_of` gives up its pin first. Raises RequestInvalid when pinning it would leave no slot, or no place in
+        host memory, for the others.
         """
+        if instead_of is not None:
+            self.unpin(instead_of)
         adapter = self.host_cache.adapter(lora_int_id)
         if adapter is None:
             return False
@@ -81,12 +101,21 @@ class AdapterPool:
             raise RequestInvalid(
                 f"adapter id {lora_int_id} cannot be pinned: one of {self.slots.num_slots} slots must stay unpinned",
                 param="lora_int_id",
+                code="adapter_pin_refused",
             )
         try:
             return self.host_cache.pin(lora_int_id)
         finally:
             if not self.host_cache.has_content(adapter.digest, pinned=True):
                 self.slots.unpin(adapter.digest)
+
+    def unpin(self, lora_int_id: int) -> bool:
+        """Undo `pin`; False when it was not pinned."""
+        adapter = self.host_cache.adapter(lora_int_id)
+        was_pinned = self.host_cache.unpin(lora_int_id)
+        if adapter is not None and not self.host_cache.has_content(adapter.digest, pinned=True):
+            self.slots.unpin(adapter.digest)
+        return was_pinned
 
     def place(self, loads: Sequence[SlotLoad], leases: Iterable[Lease | None]) -> None:
         """Fill the slots that a step needs, from the leases of the requests in it."""
@@ -109,6 +138,9 @@ class AdapterPool:
     def close(self) -> None:
         """Stop the loader threads; leases that are still awaited fail with EngineDead."""
         self.host_cache.close()
+
+    def _tier(self, digest: str) -> Tier:
+        return "slot" if self.slots.is_resident(digest) else "host"
 
     def _retire_unless_loaded(self, digest: str) -> None:
         """Free the slot of unloaded content, now or after its last sequence; another id may have the same content."""

@@ -17,12 +17,13 @@ from functools import partial
 from typing import TypeVar
 
 from loramux.adapters.host_cache import give_up
+from loramux.adapters.residency import Residency, Tier
 from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.config import EngineArgs, StartupSummary
 from loramux.engine.adapter_pool import EventListener
 from loramux.engine.llm_engine import LLMEngine
 from loramux.engine.prompts import Prompt
-from loramux.errors import EngineDead, LoramuxError
+from loramux.errors import AdapterNotFound, EngineDead, LoramuxError
 from loramux.lora.request import LoRARequest
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
@@ -169,6 +170,38 @@ class AsyncLLMEngine:
     async def pin_lora(self, lora_int_id: int) -> bool:
         """Keep a loaded adapter in host memory and in its slot. False when it is not loaded."""
         return await asyncio.wrap_future(self._call(lambda: self._engine.pin_lora(lora_int_id)))
+
+    async def pin_adapter(self, lora_request: LoRARequest, *, instead_of: int | None = None) -> None:
+        """Like `pin_lora`, for one that may have left host memory: it is read again first; see AdapterPool.pin.
+
+        Raises RequestInvalid, AdapterInvalid, or AdapterNotFound when it was unloaded meanwhile.
+        """
+        self._check_alive()
+        pool, lora_int_id = self._engine.adapters, lora_request.lora_int_id
+        future = pool.acquire(lora_request)
+        try:
+            await asyncio.wrap_future(future)
+            if not await asyncio.wrap_future(self._call(lambda: pool.pin(lora_int_id, instead_of=instead_of))):
+                raise AdapterNotFound(lora_request.lora_name)
+        finally:
+            give_up(future)
+
+    async def unpin_lora(self, lora_int_id: int) -> bool:
+        """Undo `pin_lora`; False when the adapter was not pinned."""
+        return await asyncio.wrap_future(self._call(lambda: self._engine.unpin_lora(lora_int_id)))
+
+    def tier_of(self, lora_int_id: int) -> Tier | None:
+        """Say where an adapter rests now: in a slot, in host memory alone, or (None) only on disk. From any thread."""
+        residency = self.residency(lora_int_id)
+        return None if residency is None else residency.tier
+
+    def residency(self, lora_int_id: int) -> Residency | None:
+        """Like `tier_of`, and say whether it is pinned. From any thread."""
+        return self._engine.adapters.residency(lora_int_id)
+
+    def residencies(self) -> dict[int, Residency]:
+        """Return where each adapter in host memory rests, by id. From any thread."""
+        return self._engine.adapters.residencies()
 
     async def check_health(self) -> None:
         """Raise EngineDead when the engine thread has stopped."""

@@ -172,6 +172,10 @@ class LLMEngine:
         """
         return self.adapters.pin(lora_int_id)
 
+    def unpin_lora(self, lora_int_id: int) -> bool:
+        """Undo `pin_lora`; False when the adapter was not pinned."""
+        return self.adapters.unpin(lora_int_id)
+
     def counters(self) -> dict[str, int]:
         """What is held right now; all but free_blocks are 0 when nothing runs."""
         return {

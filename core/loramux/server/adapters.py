@@ -1,18 +1,21 @@
-"""What operators do with adapters while the server runs, where they have allowed it: load, unload, alias, explain."""
+"""What operators do with adapters while the server runs, where they have allowed it: load, unload, pin, alias."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from aiohttp import web
 
+from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, RequestInvalid
 from loramux.server.body import read_body
 from loramux.server.errors import Refused, shown, without_paths
-from loramux.server.protocol import LoadAdapterRequest, MoveAliasRequest, UnloadAdapterRequest
-from loramux.server.state import SERVER
+from loramux.server.protocol import LoadAdapterRequest, MoveAliasRequest, WhichAdapterRequest
+from loramux.server.state import SERVER, Server
 
 
 async def load_adapter(request: web.Request) -> web.Response:
@@ -50,21 +53,29 @@ async def load_adapter(request: web.Request) -> web.Response:
 
 async def unload_adapter(request: web.Request) -> web.Response:
     """Forget an adapter by name or by id; requests that use it keep it to their end."""
+    which = await _read_which(request, to="unload")
+    with which.must_exist():
+        removed = await request.app[SERVER].registry.remove(which.name, which.lora_int_id)
+    return web.Response(text=f"Success: LoRA adapter '{removed.name}' removed successfully.")
+
+
+async def pin_adapter(request: web.Request) -> web.Response:
+    """Keep an adapter in host memory, and in its slot from the moment that a request brings it there."""
     server = request.app[SERVER]
-    body = await read_body(request, UnloadAdapterRequest)
-    if not body.lora_name and body.lora_int_id is None:
-        raise RequestInvalid(
-            "'lora_name' or 'lora_int_id' needs to be provided to unload a LoRA adapter.",
-            param="lora_name",
-            code="missing_required_parameter",
-        )
-    try:
-        removed = await server.registry.remove(name=body.lora_name or None, lora_int_id=body.lora_int_id)
-    except AdapterNotFound as exc:
-        asked_for = shown(body.lora_name or str(body.lora_int_id))
-        message = f"The lora adapter '{asked_for}' cannot be found."
-        raise Refused("adapter_not_found", message, param="lora_name" if body.lora_name else "lora_int_id") from exc
-    return web.Response(text=f"Success: LoRA adapter '{removed.lora_request.lora_name}' removed successfully.")
+    which = await _read_which(request, to="pin")
+    with which.must_exist():
+        async with server.in_flight.admit():  # it may have to be read again
+            pinned = await server.registry.pin(which.name, which.lora_int_id)
+    return _residence(server, pinned)
+
+
+async def unpin_adapter(request: web.Request) -> web.Response:
+    """Let an adapter be evicted again when others need its place."""
+    server = request.app[SERVER]
+    which = await _read_which(request, to="unpin")
+    with which.must_exist():
+        unpinned = await server.registry.unpin(which.name, which.lora_int_id)
+    return _residence(server, unpinned)
 
 
 async def move_alias(request: web.Request) -> web.Response:
@@ -86,6 +97,54 @@ async def explain_adapter(request: web.Request) -> web.Response:
         message = f"Nothing is known of '{shown(name)}': it was not looked for lately."
         raise Refused("adapter_not_found", message, param="lora_name")
     return web.json_response({"lora_name": trace.name, "steps": [asdict(step) for step in trace.steps]})
+
+
+@dataclass(frozen=True, slots=True)
+class _Which:
+    """The adapter that an operator means; `param` is the field that says so."""
+
+    name: str | None
+    lora_int_id: int | None
+    param: str
+
+    @contextmanager
+    def must_exist(self) -> Iterator[None]:
+        """Answer in the operator's own terms when there is no such adapter."""
+        try:
+            yield
+        except AdapterNotFound as exc:
+            asked_for = shown(self.name or str(self.lora_int_id))
+            message = f"The lora adapter '{asked_for}' cannot be found."
+            raise Refused("adapter_not_found", message, param=self.param) from exc
+
+
+async def _read_which(request: web.Request, *, to: str) -> _Which:
+    body = await read_body(request, WhichAdapterRequest)
+    name, lora_int_id = body.lora_name or None, body.lora_int_id
+    if isinstance(body.id, str):
+        name = name or body.id or None
+    elif lora_int_id is None:
+        lora_int_id = body.id
+    if name is None and lora_int_id is None:
+        raise RequestInvalid(
+            f"'lora_name' or 'lora_int_id' needs to be provided to {to} a LoRA adapter.",
+            param="lora_name",
+            code="missing_required_parameter",
+        )
+    given = (("lora_name", body.lora_name), ("lora_int_id", body.lora_int_id), ("id", body.id))
+    return _Which(name, lora_int_id, next(param for param, value in given if value not in (None, "")))
+
+
+def _residence(server: Server, adapter: ServedAdapter) -> web.Response:
+    residency = server.engine.residency(adapter.id)
+    return web.json_response(
+        {
+            "lora_name": adapter.name,
+            "lora_int_id": adapter.id,
+            "tier": "disk" if residency is None else residency.tier,
+            "pinned": residency is not None and residency.is_pinned,
+        }
+    )
 
 
 def _may_load(path: str, allowed_roots: tuple[Path, ...] | None) -> bool:

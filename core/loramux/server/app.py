@@ -11,7 +11,15 @@ from loramux import __version__
 from loramux.errors import LoramuxError
 from loramux.server import health, openapi
 from loramux.server.access_log import AccessLogger, ConnectionLogger, note_route
-from loramux.server.adapters import explain_adapter, load_adapter, move_alias, unload_adapter
+from loramux.server.adapter_list import list_adapters
+from loramux.server.adapters import (
+    explain_adapter,
+    load_adapter,
+    move_alias,
+    pin_adapter,
+    unload_adapter,
+    unpin_adapter,
+)
 from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
 from loramux.server.completions import create_completion
@@ -23,7 +31,7 @@ from loramux.server.protocol import (
     CompletionRequest,
     LoadAdapterRequest,
     MoveAliasRequest,
-    UnloadAdapterRequest,
+    WhichAdapterRequest,
 )
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 from loramux.server.request_id import request_id_of
@@ -66,9 +74,10 @@ def _add_routes(routes: Routes, server: Server) -> None:
     if server.allow_runtime_updates:
         said = (TEXT,)
         routes.post("/v1/load_lora_adapter", load_adapter, needs="admin", body=LoadAdapterRequest, answers=said)
-        routes.post(
-            "/v1/unload_lora_adapter", unload_adapter, needs="admin", body=UnloadAdapterRequest, answers=(TEXT,)
-        )
+        routes.post("/v1/unload_lora_adapter", unload_adapter, needs="admin", body=WhichAdapterRequest, answers=said)
+        routes.post("/v1/pin_lora_adapter", pin_adapter, needs="admin", body=WhichAdapterRequest)
+        routes.post("/v1/unpin_lora_adapter", unpin_adapter, needs="admin", body=WhichAdapterRequest)
+        routes.get("/v1/lora_adapters", list_adapters, needs="admin")
         routes.post("/v1/move_lora_alias", move_alias, needs="admin", body=MoveAliasRequest)
         routes.get("/v1/explain_lora_adapter", explain_adapter, needs="admin", query=("lora_name",))
 

@@ -68,6 +68,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "adapter_format_unsupported": ErrorKind(400, "invalid_request_error", _DO_NOT_RETRY),
     "adapter_already_loaded": ErrorKind(400, "invalid_request_error"),
     "adapter_name_reserved": ErrorKind(400, "invalid_request_error"),
+    "adapter_pin_refused": ErrorKind(400, "invalid_request_error", _DO_NOT_RETRY),
     "alias_conflict": ErrorKind(400, "invalid_request_error", _DO_NOT_RETRY),
     "request_too_large": ErrorKind(413, "invalid_request_error", _CLOSE),
     "unsupported_media_type": ErrorKind(415, "invalid_request_error"),

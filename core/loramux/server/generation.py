@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from loramux.adapters.residency import Residency
 from loramux.errors import EngineDead
 from loramux.lora.request import LoRARequest
 from loramux.outputs import CompletionOutput, RequestOutput
@@ -38,6 +39,14 @@ class Engine(Protocol):
     @property
     def is_running(self) -> bool:
         """Whether the engine still answers."""
+        ...
+
+    def residency(self, lora_int_id: int) -> Residency | None:
+        """Say where an adapter rests; None when it is on disk alone."""
+        ...
+
+    def residencies(self) -> Mapping[int, Residency]:
+        """Say where each adapter in host memory rests, by id."""
         ...
 
 

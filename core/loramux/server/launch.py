@@ -131,6 +131,7 @@ async def _registry(
         chain,
         load=engine.load_adapter,
         unload=engine.remove_lora,
+        memory=engine,
         hooks=None if plugins is None else plugins.hooks,
         patience=Patience(lora_wait_seconds=config.lora_wait_seconds),
     )

@@ -233,13 +233,17 @@ class LoadAdapterRequest(BaseModel):
     load_inplace: bool | None = None
 
 
-class UnloadAdapterRequest(BaseModel):
-    """The body of POST /v1/unload_lora_adapter; either field names the adapter."""
+class WhichAdapterRequest(BaseModel):
+    """The body of POST /v1/unload_lora_adapter, /v1/pin_lora_adapter and /v1/unpin_lora_adapter.
+
+    One field is enough; `id` takes what `/v1/models` shows as such, or the number.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
     lora_name: str | None = None
     lora_int_id: int | None = None
+    id: str | int | None = None
 
 
 class MoveAliasRequest(BaseModel):

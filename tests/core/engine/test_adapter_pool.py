@@ -9,6 +9,7 @@ import pytest
 
 from loramux import LLMEngine, LoRARequest
 from loramux.adapters.host_cache import Lease
+from loramux.adapters.residency import Residency
 from loramux.batch import SlotLoad
 from loramux.engine.adapter_pool import AdapterPool
 from loramux.errors import ConfigInvalid, RequestInvalid
@@ -87,3 +88,52 @@ def test_without_enable_lora_no_adapter_is_even_waited_for(make_engine: MakeEngi
             ask(sql)
 
     assert pool.ids() == set()
+
+
+def tiers(pool: AdapterPool) -> dict[int, tuple[str, bool]]:
+    return {lora_int_id: (where.tier, where.is_pinned) for lora_int_id, where in pool.residencies().items()}
+
+
+def test_an_adapter_is_on_disk_then_in_host_memory_then_in_a_slot(make_engine: MakeEngine, sql: LoRARequest) -> None:
+    pool = make_engine().adapters
+    assert (pool.residency(1), tiers(pool)) == (None, {})
+
+    lease = pool.acquire(sql).result()
+    assert pool.residency(1) == Residency("host", is_pinned=False)
+
+    load = fill_slot(pool, lease)
+    pool.pin(1)
+    assert pool.residency(1) == Residency("slot", is_pinned=True)
+    assert tiers(pool) == {1: ("slot", True)}
+
+    pool.slots.release(load.digest)
+    pool.release(lease)
+    pool.remove(1)
+    assert (pool.residency(1), tiers(pool)) == (None, {})
+
+
+def test_a_pin_is_handed_over_where_there_is_room_for_one_alone(
+    make_engine: MakeEngine, make_adapter: MakeAdapter, sql: LoRARequest
+) -> None:
+    pool = make_engine(max_loras=2, max_cpu_loras=2).adapters
+    pool.add(sql)
+    pool.add(LoRARequest("sql", 2, str(make_adapter("r3", rank=3, seed=2))))
+    assert pool.pin(1)
+
+    assert pool.pin(2, instead_of=1)
+
+    assert tiers(pool) == {1: ("host", False), 2: ("host", True)}
+
+
+def test_unpinning_gives_up_the_slot_too_and_says_whether_there_was_a_pin(
+    make_engine: MakeEngine, sql: LoRARequest
+) -> None:
+    pool = make_engine().adapters
+    pool.add(sql)
+    pool.pin(1)
+
+    assert pool.unpin(1)
+
+    assert pool.slots.digests() == set()
+    assert not pool.unpin(1)
+    assert not pool.unpin(7)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loramux import AsyncLLMEngine, LoRARequest, RequestOutput, SamplingParams
+from loramux.adapters.residency import Residency
 from loramux.errors import AdapterInvalid, ContextLengthExceeded, EngineDead, RequestInvalid
 from tiny_engines import Reference, assert_idle, engine_args, greedy, kv_bytes
 
@@ -215,6 +216,42 @@ async def test_pin_lora(engine: AsyncLLMEngine, adapter: LoRARequest) -> None:
     assert not await engine.pin_lora(1)
     await engine.add_lora(adapter)
     assert await engine.pin_lora(1)
+
+
+async def test_a_request_brings_its_adapter_from_the_disk_into_a_slot(
+    engine: AsyncLLMEngine, adapter: LoRARequest
+) -> None:
+    tiers = [engine.tier_of(1)]
+    await engine.add_lora(adapter)
+    tiers.append(engine.tier_of(1))
+    await last(engine.generate(PROMPT, greedy(1), "a", adapter))
+    tiers.append(engine.tier_of(1))
+
+    assert tiers == [None, "host", "slot"]
+    assert engine.residencies() == {1: engine.residency(1)}
+
+
+async def test_an_evicted_adapter_is_read_again_to_be_pinned_and_then_stays(
+    make_engine: Callable[..., AsyncLLMEngine], make_adapter: MakeAdapter, adapter: LoRARequest
+) -> None:
+    engine = make_engine(max_loras=2, max_cpu_loras=2)
+    others = [LoRARequest(f"r{rank}", rank, str(make_adapter(f"r{rank}", rank=rank, seed=2))) for rank in (3, 4)]
+    await engine.add_lora(adapter)
+    for other in others:
+        await engine.add_lora(other)
+    assert engine.residency(1) is None
+
+    await engine.pin_adapter(adapter)
+    for other in others:
+        await engine.add_lora(other)
+
+    assert engine.residency(1) == Residency("host", is_pinned=True)
+    with pytest.raises(RequestInvalid) as refused:
+        await engine.pin_adapter(others[1])
+    assert refused.value.code == "adapter_pin_refused"
+    assert await engine.unpin_lora(1)
+    assert not await engine.unpin_lora(1)
+    await settle(engine)
 
 
 async def test_a_slow_reader_finds_the_latest_output(engine: AsyncLLMEngine) -> None:

@@ -91,7 +91,9 @@ def engine() -> FakeEngine:
 @pytest.fixture
 async def registry(engine: FakeEngine) -> AsyncIterator[AdapterRegistry]:
     chain = ResolverChain([ActiveResolver("found", FoundResolver())])
-    registry = AdapterRegistry(["llama", "base"], chain, load=engine.load_adapter, unload=engine.remove_lora)
+    registry = AdapterRegistry(
+        ["llama", "base"], chain, load=engine.load_adapter, unload=engine.remove_lora, memory=engine
+    )
     yield registry
     await registry.close()
     await chain.close()

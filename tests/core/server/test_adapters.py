@@ -10,6 +10,9 @@ LOAD = "/v1/load_lora_adapter"
 UNLOAD = "/v1/unload_lora_adapter"
 ALIAS = "/v1/move_lora_alias"
 EXPLAIN = "/v1/explain_lora_adapter"
+PIN = "/v1/pin_lora_adapter"
+UNPIN = "/v1/unpin_lora_adapter"
+LIST = "/v1/lora_adapters"
 
 
 @pytest.fixture
@@ -17,7 +20,7 @@ async def client(start, adapter_folder: Path):
     return await start(allow_runtime_updates=True, allowed_lora_roots=(adapter_folder.parent,))
 
 
-@pytest.mark.parametrize("path", [LOAD, UNLOAD, ALIAS, EXPLAIN])
+@pytest.mark.parametrize("path", [LOAD, UNLOAD, ALIAS, EXPLAIN, PIN, UNPIN, LIST])
 async def test_the_addresses_do_not_exist_unless_they_are_allowed(start, path: str) -> None:
     client = await start()
 
@@ -228,3 +231,77 @@ async def test_a_name_of_the_resolvers_is_loaded_again_only_in_place(client) -> 
 
     assert (again.status, again.error["code"]) == (400, "adapter_already_loaded")
     assert in_place.status == 200
+
+
+@pytest.mark.parametrize("by", ["lora_name", "lora_int_id", "id", "number"])
+async def test_an_adapter_can_be_named_in_every_way(client, by: str) -> None:
+    await client.post(LOAD, {"lora_name": "found/sql"})
+    number = (await client.get("/v1/models/found/sql")).json["lora_int_id"]
+    body = {"number": {"id": number}, "lora_int_id": {"lora_int_id": number}}.get(by, {by: "found/sql"})
+
+    pinned = await client.post(PIN, body)
+    unpinned = await client.post(UNPIN, body)
+    unloaded = await client.post(UNLOAD, body)
+
+    where = {"lora_name": "found/sql", "lora_int_id": number, "tier": "host"}
+    assert (pinned.status, pinned.json) == (200, {**where, "pinned": True})
+    assert (unpinned.status, unpinned.json) == (200, {**where, "pinned": False})
+    assert unloaded.text == "Success: LoRA adapter 'found/sql' removed successfully."
+
+
+async def test_a_name_and_an_id_that_do_not_belong_together_mean_nothing(client) -> None:
+    await client.post(LOAD, {"lora_name": "found/sql"})
+
+    reply = await client.post(UNLOAD, {"lora_name": "found/sql", "lora_int_id": 99})
+
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (404, "adapter_not_found", "lora_name")
+    assert (await client.get("/v1/models/found/sql")).status == 200
+
+
+@pytest.mark.parametrize("path", [PIN, UNPIN])
+async def test_what_is_not_served_is_neither_pinned_nor_unpinned(client, path: str) -> None:
+    unknown = await client.post(path, {"id": "found/sql"})
+    nameless = await client.post(path, {"id": ""})
+
+    assert (unknown.status, unknown.error["code"], unknown.error["param"]) == (404, "adapter_not_found", "id")
+    assert (nameless.status, nameless.error["code"]) == (400, "missing_required_parameter")
+
+
+async def test_a_pin_that_leaves_no_place_is_refused_for_good(client, engine) -> None:
+    engine.max_pinned = 0
+    await client.post(LOAD, {"lora_name": "found/sql"})
+
+    reply = await client.post(PIN, {"lora_name": "found/sql"})
+
+    assert (reply.status, reply.error["code"]) == (400, "adapter_pin_refused")
+    assert reply.headers["x-should-retry"] == "false"
+
+
+async def test_an_evicted_adapter_is_read_again_to_be_pinned(client, engine) -> None:
+    await client.post(LOAD, {"lora_name": "found/sql"})
+    del engine.loaded[1]
+    client.server.registry.notify_evicted(1)
+
+    reply = await client.post(PIN, {"lora_name": "found/sql"})
+
+    assert (reply.json["tier"], reply.json["pinned"]) == ("host", True)
+
+
+async def test_a_pin_goes_over_to_the_adapter_that_replaces_it(client, adapter_folder: Path) -> None:
+    body = {"lora_name": "sql", "lora_path": str(adapter_folder)}
+    await client.post(LOAD, body)
+    await client.post(PIN, {"lora_name": "sql"})
+
+    await client.post(LOAD, {**body, "load_inplace": True})
+
+    assert [(row["lora_int_id"], row["pinned"]) for row in (await client.get(LIST)).json["data"]] == [(2, True)]
+
+
+async def test_unloading_ends_a_pin(client) -> None:
+    await client.post(LOAD, {"lora_name": "found/sql"})
+    await client.post(PIN, {"lora_name": "found/sql"})
+    await client.post(UNLOAD, {"lora_name": "found/sql"})
+
+    await client.complete(model="found/sql")
+
+    assert [row["pinned"] for row in (await client.get(LIST)).json["data"]] == [False]
