@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loramux.lora.resolver import LoRAResolver
     from loramux.outputs import CompletionOutput, RequestMetrics, RequestOutput
     from loramux.sampling_params import SamplingParams
+    from loramux.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "RequestMetrics": "loramux.outputs",
     "RequestOutput": "loramux.outputs",
     "SamplingParams": "loramux.sampling_params",
+    "StructuredOutputsParams": "loramux.structured_outputs",
 }
 
 

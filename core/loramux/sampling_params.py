@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loramux.errors import RequestInvalid
+from loramux.structured_outputs import StructuredOutputsParams
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this mean greedy: dividing logits by less overflows float32 before it changes the choice."""
 
 MAX_LOGPROBS = 1000
 MAX_LOGIT_BIAS = 100.0
+MAX_BAD_WORDS = 64
+MAX_BAD_WORD_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,11 @@ class SamplingParams:
     `temperature` 0 is greedy; `top_k` 0 or -1, `top_p` 1 and `min_p` 0 are off. `max_tokens` None means to the end of
     the context. `seed` makes the tokens of a sampled request repeatable; without it they are random. `logprobs` asks
     for that many alternatives beside each chosen token. `stop` may be one string or several and reads back as a tuple
-    (`stop_strings` is the same with the exact type). Raises RequestInvalid, which names field, value and range.
+    (`stop_strings` is the same with the exact type). `allowed_token_ids` are the only ones that may be chosen, end
+    tokens too only if named. `bad_words` never come up in the answer as the tokens that they are encoded to, with a
+    space before them or without. `structured_outputs` holds every answer to JSON, a regex, choices or a grammar; it
+    then ends where nothing can follow, and `min_tokens` and `ignore_eos` keep it going only while something can.
+    Raises RequestInvalid, which names field, value and range.
     """
 
     n: int = 1
@@ -48,6 +55,9 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = ()
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         """Check every field and bring the collections to tuples and a private dict."""
@@ -57,8 +67,16 @@ class SamplingParams:
             if not isinstance(getattr(self, field), bool):
                 raise _refusal(field, getattr(self, field), "true or false")
         object.__setattr__(self, "stop", _checked_stop(self.stop))
-        object.__setattr__(self, "stop_token_ids", _checked_ids(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", _checked_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+        object.__setattr__(self, "bad_words", _checked_bad_words(self.bad_words))
+        if self.allowed_token_ids is not None:
+            allowed = tuple(dict.fromkeys(_checked_ids("allowed_token_ids", self.allowed_token_ids)))
+            if not allowed:
+                raise _refusal("allowed_token_ids", self.allowed_token_ids, "a list of at least one token id")
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise _refusal("structured_outputs", self.structured_outputs, "StructuredOutputsParams")
         if self.stop and not self.detokenize:
             raise _refusal("stop", self.stop, "empty when detokenize is false: stop strings are searched in the text")
         if self.n > 1 and self.is_greedy:
@@ -81,9 +99,13 @@ class SamplingParams:
         for token_id in self.logit_bias or ():
             if token_id >= vocab_size:
                 raise _refusal("logit_bias", token_id, f"keyed by {known}")
-        for token_id in self.stop_token_ids or ():
-            if token_id >= vocab_size:
-                raise _refusal("stop_token_ids", token_id, known)
+        for field, token_ids in (
+            ("stop_token_ids", self.stop_token_ids),
+            ("allowed_token_ids", self.allowed_token_ids),
+        ):
+            highest = max(token_ids or (), default=0)
+            if highest >= vocab_size:
+                raise _refusal(field, highest, known)
 
     def _check_numbers(self) -> None:
         for field in ("presence_penalty", "frequency_penalty"):
@@ -148,13 +170,28 @@ def _checked_stop(stop: object) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _checked_ids(ids: object) -> tuple[int, ...]:
+def _checked_ids(field: str, ids: object) -> tuple[int, ...]:
     ids = () if ids is None else ids
     if not isinstance(ids, list | tuple | set | frozenset | range):
-        raise _refusal("stop_token_ids", ids, "a list of token ids of at least 0")
+        raise _refusal(field, ids, "a list of token ids of at least 0")
     if not all(_is_int(token_id) and token_id >= 0 for token_id in ids):
-        raise _refusal("stop_token_ids", ids, "a list of token ids of at least 0")
+        raise _refusal(field, ids, "a list of token ids of at least 0")
     return tuple(ids)
+
+
+def _checked_bad_words(words: object) -> tuple[str, ...]:
+    words = () if words is None else words
+    if not isinstance(words, list | tuple) or not all(_is_bad_word(word) for word in words):
+        raise _refusal("bad_words", words, f"a list of non-empty strings of at most {MAX_BAD_WORD_LENGTH} characters")
+    if len(words) > MAX_BAD_WORDS:
+        raise _refusal("bad_words", f"{len(words)} of them", f"a list of at most {MAX_BAD_WORDS} words")
+    return tuple(words)
+
+
+def _is_bad_word(word: object) -> bool:
+    if not isinstance(word, str) or not 0 < len(word) <= MAX_BAD_WORD_LENGTH:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in word)  # no tokenizer takes lone surrogates
 
 
 def _checked_bias(bias: object) -> dict[int, float] | None:

@@ -37,6 +37,9 @@ def test_defaults_are_those_of_the_reference() -> None:
         *[("stop", value) for value in ("", ["a", ""], [1], 3)],
         *[("stop_token_ids", value) for value in ([-1], [True], ["1"], 4, "12")],
         *[("logit_bias", value) for value in ({-1: 1.0}, {"5": 1.0}, {5: 101}, {5: float("nan")}, {True: 1}, [5])],
+        *[("allowed_token_ids", value) for value in ([], (), [-1], [True], ["1"], 4, "12")],
+        *[("bad_words", value) for value in ("", "x", ["a", ""], [1], 3, ["a" * 257], ["a"] * 65, ["\ud800"])],
+        *[("structured_outputs", value) for value in ({"regex": "a"}, "a")],
         *[("seed", value) for value in (2**63, -(2**63) - 1, 1.0, True)],
         *[(field, 1) for field in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output")],
     ],
@@ -69,6 +72,7 @@ def test_a_refusal_shortens_a_huge_value() -> None:
         *[("seed", value) for value in (-(2**63), 2**63 - 1, 0)],
         *[("max_tokens", value) for value in (None, 1)],
         *[("logprobs", value) for value in (0, 1000)],
+        *[("bad_words", value) for value in ((), ("a" * 256,) * 64)],
     ],
 )
 def test_the_ends_of_a_range_are_inside(field: str, value: Any) -> None:
@@ -120,6 +124,14 @@ def test_a_stop_token_that_the_model_lacks_is_refused() -> None:
     with pytest.raises(RequestInvalid, match=r"^stop_token_ids must be token ids from 0 to 9, got 10$") as refused:
         params.check_vocabulary(10)
     assert refused.value.param == "stop_token_ids"
+
+
+def test_an_allowed_token_that_the_model_lacks_is_refused() -> None:
+    params = SamplingParams(allowed_token_ids=[3, 10])
+    params.check_vocabulary(11)
+    with pytest.raises(RequestInvalid, match=r"^allowed_token_ids must be token ids from 0 to 9, got 10$") as refused:
+        params.check_vocabulary(10)
+    assert refused.value.param == "allowed_token_ids"
 
 
 @pytest.mark.parametrize(("temperature", "greedy"), [(0.0, True), (1e-6, True), (1e-5, False), (1.0, False)])

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from loramux.adapters.host_cache import Lease
 from loramux.engine.request import Request
-from loramux.errors import LoramuxError
+from loramux.errors import LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.sampler import SampledToken, SamplingRow
 from loramux.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.text.detokenizer import IncrementalDetokenizer
+from loramux.text.grammar import Grammar
 from loramux.text.tokenizer import Tokenizer
 
 
@@ -32,17 +33,25 @@ class Answer:
     text: str = ""
 
     def take(self, token: SampledToken, tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
-        """Add a token: to the sequence, its text and its log-probabilities; decide whether it ends the answer."""
+        """Add a token: to the sequence, its text and its log-probabilities; decide whether it ends the answer.
+
+        Raises RequestInvalid when the grammar cannot go on from here.
+        """
         params = self.request.params
+        grammar = self.sampling.grammar
         self.request.append(token.token_id)
         if self.logprobs is not None and token.logprob is not None:
             self.cumulative_logprob += token.logprob
             self.logprobs.append(logprob_table(token, tokenizer))
         num_output = len(self.request.output_token_ids)
+        if grammar is not None and not grammar.take(token.token_id):
+            raise self.no_token_left()
         is_stop_token = num_output >= params.min_tokens and (
             (token.token_id in eos_token_ids and not params.ignore_eos)
             or token.token_id in (params.stop_token_ids or ())
         )
+        if grammar is not None and token.token_id in eos_token_ids:
+            is_stop_token = True  # the sampler offers the end early only where nothing else is left
         if not is_stop_token or params.include_stop_str_in_output:
             self.detokenizer.append(token.token_id)
             self.text = self.detokenizer.text
@@ -52,8 +61,19 @@ class Answer:
         if is_stop_token:
             is_named = token.token_id in (params.stop_token_ids or ())
             self.finish("stop", token.token_id if is_named else None)
+        elif grammar is not None and grammar.is_complete:
+            self.finish("stop")
         elif num_output == params.max_tokens or self.request.num_tokens >= self.request.max_total_tokens:
             self.finish("length")
+
+    def no_token_left(self) -> RequestInvalid:
+        """Say why nothing can follow: what the caller asked for contradicts itself, or is too much."""
+        reason = None if self.sampling.grammar is None else self.sampling.grammar.error
+        if reason is not None:
+            return RequestInvalid(f"structured_outputs cannot go on: {reason}", param="structured_outputs")
+        return RequestInvalid(
+            "no token is left that allowed_token_ids, bad_words, min_tokens and structured_outputs allow"
+        )
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         """End the answer; text that was held back becomes final."""
@@ -90,6 +110,9 @@ class RequestGroup:
     params: SamplingParams
     lora_request: LoRARequest | None
     arrival_time: float
+    cache_salt: str | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
     first_scheduled_time: float | None = None
     first_token_time: float | None = None
     last_token_time: float | None = None
@@ -106,14 +129,16 @@ class RequestGroup:
     def start(self, tokenizer: Tokenizer, *, max_total_tokens: int, seeds: Sequence[int], eos: frozenset[int]) -> None:
         """Make the n sequences; the adapter's weights are at hand by now."""
         digest = None if self.lease is None else self.lease.adapter.digest
+        without_prompt_logprobs = replace(self.params, prompt_logprobs=None) if len(seeds) > 1 else self.params
         for index, seed in enumerate(seeds):
             request_id = f"{index}#{self.request_id}"  # never the id of another request's sequence
-            params = self.params if index == 0 else replace(self.params, prompt_logprobs=None)
+            params = self.params if index == 0 else without_prompt_logprobs
             request = Request(
                 request_id,
                 self.prompt_token_ids,
                 params,
                 digest=digest,
+                cache_salt=self.cache_salt,
                 max_total_tokens=max_total_tokens,
                 tenant=self.tenant,
             )
@@ -122,7 +147,13 @@ class RequestGroup:
                     index=index,
                     request=request,
                     sampling=SamplingRow(
-                        params, request.prompt_token_ids, request.output_token_ids, random.Random(seed), eos
+                        params,
+                        request.prompt_token_ids,
+                        request.output_token_ids,
+                        random.Random(seed),
+                        eos,
+                        bad_words=self.bad_words,
+                        grammar=None if self.grammar is None else self.grammar.matcher(),
                     ),
                     detokenizer=IncrementalDetokenizer.for_request(tokenizer, self.prompt_token_ids, params),
                     logprobs=None if self.params.logprobs is None else [],

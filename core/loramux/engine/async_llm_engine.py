@@ -27,6 +27,7 @@ from loramux.errors import AdapterNotFound, EngineDead, LoramuxError
 from loramux.lora.request import LoRARequest
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
+from loramux.structured_outputs import StructuredOutputsParams
 from loramux.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -112,19 +113,28 @@ class AsyncLLMEngine:
         request_id: str,
         lora_request: LoRARequest | None = None,
         *,
+        cache_salt: str | None = None,
         tenant: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yield the request's output each time it has grown; every output is cumulative, the last one is finished.
 
         Leaving the iterator early, by closing it or by cancellation, aborts the request. Tenants with requests waiting
-        take turns. Raises RequestInvalid, AdapterInvalid or EngineDead.
+        take turns; requests share cached prefixes only within one `cache_salt`. Raises RequestInvalid, AdapterInvalid
+        or EngineDead.
         """
         stream = _Stream(asyncio.get_running_loop())
         arrival_time = time.monotonic()
+        await self.check_structured_outputs(sampling_params.structured_outputs)
 
         def add() -> None:
             self._engine.add_request(
-                request_id, prompt, sampling_params, lora_request, arrival_time=arrival_time, tenant=tenant
+                request_id,
+                prompt,
+                sampling_params,
+                lora_request,
+                cache_salt=cache_salt,
+                arrival_time=arrival_time,
+                tenant=tenant,
             )
             self._streams[request_id] = stream
 
@@ -138,6 +148,14 @@ class AsyncLLMEngine:
                     return
         finally:
             self._post(lambda: self._leave(request_id, stream))
+
+    async def check_structured_outputs(self, params: StructuredOutputsParams | None) -> None:
+        """Compile what an answer is to match, in a thread of its own, so that `generate` finds it.
+
+        `generate` does so itself; ask first where a refusal must come before anything else. Raises RequestInvalid.
+        """
+        if params is not None:
+            await asyncio.to_thread(self._engine.grammars.compile, params)
 
     async def abort(self, request_id: str) -> None:
         """End a request now; its reader gets a last output with finish_reason "abort"."""

@@ -14,9 +14,11 @@ from collections.abc import Iterable, Sequence
 BlockHash = bytes
 
 
-def hash_block(parent: BlockHash | None, token_ids: Sequence[int], digest: str | None) -> BlockHash:
-    """Return the identity of one full block: everything before it, its tokens, and the adapter that computed it."""
-    state = hashlib.sha256(parent if parent is not None else f"root:{digest or 'base'}".encode())
+def hash_block(
+    parent: BlockHash | None, token_ids: Sequence[int], digest: str | None, cache_salt: str | None = None
+) -> BlockHash:
+    """Return the identity of one full block: all before it, its tokens, the adapter that computed it, and for whom."""
+    state = hashlib.sha256(parent if parent is not None else f"root:{(digest, cache_salt)!r}".encode())
     state.update(array("q", token_ids).tobytes())
     return state.digest()
 

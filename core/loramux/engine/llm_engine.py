@@ -18,15 +18,18 @@ from loramux.config import EngineArgs, StartupSummary
 from loramux.engine.adapter_pool import AdapterPool, EventListener
 from loramux.engine.answers import Answer, RequestGroup
 from loramux.engine.block_pool import BlockPool
-from loramux.engine.prompts import Prompt, tokenize_prompt
+from loramux.engine.prompts import Prompt, checked_salt, tokenize_prompt
 from loramux.engine.scheduler import Scheduler
 from loramux.engine.startup import log_start, summarize
 from loramux.errors import ContextLengthExceeded, EngineDead, LoramuxError, RequestFailed, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.loader import load_model, locate
 from loramux.model.runner import ModelRunner, SequenceResult
+from loramux.model.sampler import Unchosen
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
+from loramux.text.bad_words import encode_bad_words
+from loramux.text.grammar_compiler import GrammarCompiler
 from loramux.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class LLMEngine:
         source = locate(args.tokenizer or args.model)
         self.tokenizer = Tokenizer.load(source.location, gguf_file=source.gguf_file)
         self.eos_token_ids = loaded.eos_token_ids | frozenset(self.tokenizer.eos_token_ids)
+        self.grammars = GrammarCompiler(self.tokenizer, vocab_size=loaded.vocab_size, eos_token_ids=self.eos_token_ids)
         self.max_model_len = self.runner.max_model_len
         self.adapters = AdapterPool(self.runner, args, on_event=on_adapter_event)
         self.slots = self.adapters.slots
@@ -89,11 +93,13 @@ class LLMEngine:
         sampling_params: SamplingParams | None = None,
         lora_request: LoRARequest | None = None,
         *,
+        cache_salt: str | None = None,
         arrival_time: float | None = None,
         tenant: str | None = None,
     ) -> None:
         """Queue a request. Raises RequestInvalid when it can never be answered.
 
+        Requests share cached prefixes only within one `cache_salt` (the argument, or else the prompt's own).
         `arrival_time` is when the caller asked, on the monotonic clock; now, unless it had to wait to get here. Tenants
         with requests waiting take turns, so that none is held up by how much another has queued. An adapter that turns
         out to be invalid ends the request with an output whose `error` says why.
@@ -107,7 +113,16 @@ class LLMEngine:
         self._check_length(len(tokenized.token_ids), params)
         params.check_vocabulary(vocab_size)
         group = RequestGroup(
-            request_id, tokenized.text, tokenized.token_ids, params, lora_request, arrival_time, tenant=tenant
+            request_id,
+            tokenized.text,
+            tokenized.token_ids,
+            params,
+            lora_request,
+            arrival_time,
+            tenant=tenant,
+            cache_salt=checked_salt(cache_salt) or tokenized.cache_salt,
+            bad_words=encode_bad_words(params.bad_words or (), self.tokenizer),
+            grammar=None if params.structured_outputs is None else self.grammars.compile(params.structured_outputs),
         )
         if lora_request is None:
             self._start(group)
@@ -249,6 +264,8 @@ class LLMEngine:
             self.scheduler.complete(answer.request, len(sequence.token_ids))
             try:
                 self._update_answer(group, answer, results[sequence.request_id], now)
+            except RequestInvalid as error:
+                group.error = error
             except Exception:  # the border: what one request's tokens break ends that request alone
                 logger.exception("update failed request=%s", group.request_id)
                 group.error = RequestFailed(f"request {group.request_id!r}: its tokens could not be turned into text")
@@ -259,9 +276,11 @@ class LLMEngine:
         return [self._collect(group) for group in changed.values()]
 
     def _update_answer(self, group: RequestGroup, answer: Answer, result: SequenceResult, now: float) -> None:
-        if result.failed:
+        if result.failed is Unchosen.NOTHING_LEFT:
+            raise answer.no_token_left()
+        if result.failed is Unchosen.NO_NUMBERS:
             self.scheduler.forget_all(answer.request)
-            group.error = RequestFailed(f"request {group.request_id!r}: the model gave no usable numbers for it")
+            group.error = RequestFailed(f"request {group.request_id!r}: {result.failed.value}")
             return
         if result.prompt_logprobs:
             group.take_prompt_logprobs(result.prompt_logprobs, self.tokenizer)

@@ -14,19 +14,22 @@ Prompt = str | Sequence[int] | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """text is None when the caller gave token ids."""
+    """text is None when the caller gave token ids. cache_salt is that of a mapping."""
 
     text: str | None
     token_ids: tuple[int, ...]
+    cache_salt: str | None = None
 
 
 def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, *, vocab_size: int, context: int) -> TokenizedPrompt:
-    """Accept a string, a list of token ids, {"prompt": …} or {"prompt_token_ids": …}.
+    """Accept a string, a list of token ids, {"prompt": …} or {"prompt_token_ids": …}, the last two with a "cache_salt".
 
     Raises RequestInvalid for anything else, for an empty prompt, for ids that the model does not have, and for text
     that is clearly too long for `context` tokens.
     """
+    cache_salt = None
     if isinstance(prompt, Mapping):
+        cache_salt = checked_salt(prompt.get("cache_salt"))
         prompt = _from_mapping(prompt)
     if isinstance(prompt, str):
         token_ids = tuple(tokenizer.encode(prompt, context=context))
@@ -36,7 +39,16 @@ def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer, *, vocab_size: int, co
         text = None
     if not token_ids:
         raise RequestInvalid("prompt must hold at least one token, got an empty one", param="prompt")
-    return TokenizedPrompt(text, token_ids)
+    return TokenizedPrompt(text, token_ids, cache_salt)
+
+
+def checked_salt(cache_salt: object) -> str | None:
+    """Return a salt that keeps something apart, or None. Raises RequestInvalid for anything else."""
+    if cache_salt is None or (isinstance(cache_salt, str) and cache_salt):
+        return cache_salt
+    raise RequestInvalid(
+        f"cache_salt must be a non-empty string, got {type(cache_salt).__name__} {cache_salt!r:.60}", param="cache_salt"
+    )
 
 
 def _from_mapping(prompt: Mapping[str, object]) -> str | Sequence[int]:

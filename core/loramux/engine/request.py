@@ -20,8 +20,9 @@ class RequestStatus(Enum):
 class Request:
     """The scheduler's view of one sequence: its tokens, how many of them have KV, and which blocks hold it.
 
-    `digest` is the adapter's identity, None for the base model. `max_total_tokens` bounds prompt and answer together.
-    `tenant` is whose turn it takes; everything without one shares a turn.
+    `digest` is the adapter's identity, None for the base model. Requests share prefix blocks only within one
+    `cache_salt`. `max_total_tokens` bounds prompt and answer together. `tenant` is whose turn it takes; everything
+    without one shares a turn.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Request:
         params: SamplingParams,
         *,
         digest: str | None,
+        cache_salt: str | None = None,
         max_total_tokens: int,
         tenant: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.params = params
         self.digest = digest
+        self.cache_salt = cache_salt
         self.max_total_tokens = max_total_tokens
         self.tenant = tenant
         self.prompt_token_ids = tuple(prompt_token_ids)
@@ -82,5 +85,6 @@ class Request:
         while len(self._block_hashes) < num_full:
             start = len(self._block_hashes) * block_size
             parent = self._block_hashes[-1] if self._block_hashes else None
-            self._block_hashes.append(hash_block(parent, self.token_ids[start : start + block_size], self.digest))
+            token_ids = self.token_ids[start : start + block_size]
+            self._block_hashes.append(hash_block(parent, token_ids, self.digest, self.cache_salt))
         return self._block_hashes[:num_full]

@@ -1,4 +1,4 @@
-"""Logit edits: bias, penalties and forbidden endings, which change what is most likely, greedy or not.
+"""Logit edits: bias, penalties and forbidden tokens, which change what is most likely, greedy or not.
 
 Each edit touches few tokens of few rows, so all of them are gathered as flat (row, token, amount) lists and written
 with one indexed operation each. Token ids that the logits do not have are left out: a model's embedding may be wider
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 
 from loramux.model.sampling_row import SamplingRow
+from loramux.model.token_bits import unpack
+from loramux.text.grammar import TokenBits
 
 
 def is_edited(row: SamplingRow) -> bool:
@@ -23,17 +25,19 @@ def is_edited(row: SamplingRow) -> bool:
         or params.repetition_penalty != 1.0
         or params.presence_penalty != 0.0
         or params.frequency_penalty != 0.0
+        or row.is_confined
         or bool(row.suppressed_token_ids())
     )
 
 
 def apply_edits(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Change `logits` [num_rows, vocab] in place: bias, then penalties, then tokens that must not come yet.
+    """Change `logits` [num_rows, vocab] in place: bias, then penalties, then tokens that must not come.
 
     The repetition penalty divides a positive logit and multiplies a negative one, over prompt and output, as in
     https://arxiv.org/abs/1909.05858; presence and frequency penalties are subtracted and look at the output only.
     """
     vocab_size = logits.shape[-1]
+    allowed: dict[int, TokenBits] = {}
     bias, repetition, subtraction, suppression = (_Edits(vocab_size) for _ in range(4))
     for index, row in enumerate(rows):
         params = row.params
@@ -46,6 +50,8 @@ def apply_edits(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
             counts = row.output_counts().items()
             subtraction.add(index, ((token_id, presence + frequency * count) for token_id, count in counts))
         suppression.add(index, ((token_id, 0.0) for token_id in row.suppressed_token_ids()))
+        if (bits := row.allowed_tokens()) is not None:
+            allowed[index] = bits
 
     if bias:
         at, amounts = bias.tensors(logits)
@@ -60,6 +66,10 @@ def apply_edits(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
     if suppression:
         at, _ = suppression.tensors(logits)
         logits[at] = -torch.inf
+    if allowed:
+        rows_at = torch.tensor(list(allowed), device=logits.device)
+        is_allowed = unpack(list(allowed.values()), vocab_size, logits.device)
+        logits[rows_at] = logits[rows_at].masked_fill(~is_allowed, -torch.inf)
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from loramux.model.kv_cache import KVCache, LayerShape, bytes_per_token
 from loramux.model.loader import LoadedModel, check_rope
 from loramux.model.lora_model import LoRAModel, describe_base
 from loramux.model.probe import probe
-from loramux.model.sampler import SampledToken, Sampler, SamplingRow, prompt_logprobs
+from loramux.model.sampler import SampledToken, Sampler, SamplingRow, Unchosen, prompt_logprobs
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ class SequenceResult:
     """What one step brought to one sequence.
 
     sampled: the next token, None when the prompt is not finished. prompt_logprobs: for the prompt tokens that follow
-    the positions computed in this step. failed: the model gave no usable logits for this sequence.
+    the positions computed in this step. failed: why this sequence got no token that it should have got.
     """
 
     sampled: SampledToken | None = None
     prompt_logprobs: tuple[SampledToken | None, ...] = ()
-    failed: bool = False
+    failed: Unchosen | None = None
 
 
 class ModelRunner:
@@ -82,7 +82,7 @@ class ModelRunner:
             ).logits[0]  # [num logit rows, vocab]
         results = self._results(batch.sequences, logits.float(), rows)
         for request_id in self._clear_unusable(batch.sequences, inputs.context.kv_slots):
-            results[request_id] = SequenceResult(failed=True)
+            results[request_id] = SequenceResult(failed=Unchosen.NO_NUMBERS)
         return results
 
     def _clear_unusable(self, sequences: Sequence[ScheduledSequence], kv_slots: torch.Tensor) -> list[str]:
@@ -112,14 +112,15 @@ class ModelRunner:
         chosen = logits if last_rows == list(range(len(logits))) else logits[last_rows]
         sampled = self._sampler.sample(chosen, [rows[sequence.request_id] for sequence in sampling])
         tokens = {sequence.request_id: token for sequence, token in zip(sampling, sampled, strict=True)}
-        return {
-            sequence.request_id: SequenceResult(
-                sampled=tokens.get(sequence.request_id),
+        results = {}
+        for sequence in sequences:
+            token = tokens.get(sequence.request_id)
+            results[sequence.request_id] = SequenceResult(
+                sampled=token if isinstance(token, SampledToken) else None,
                 prompt_logprobs=prompt.get(sequence.request_id, ()),
-                failed=sequence.samples and tokens[sequence.request_id] is None,
+                failed=token if isinstance(token, Unchosen) else None,
             )
-            for sequence in sequences
-        }
+        return results
 
     @staticmethod
     def _prompt_logprobs(

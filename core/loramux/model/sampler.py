@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
 
@@ -15,20 +16,28 @@ from loramux.model.logit_edits import apply_edits, is_edited
 from loramux.model.sampling_row import SamplingRow
 from loramux.model.token_logprobs import SampledToken, TokenLogprob, prompt_logprobs, token_logprobs
 
-__all__ = ["SampledToken", "Sampler", "SamplingRow", "TokenLogprob", "prompt_logprobs"]
+__all__ = ["SampledToken", "Sampler", "SamplingRow", "TokenLogprob", "Unchosen", "prompt_logprobs"]
 
 NUCLEUS_CANDIDATES = (256, 8192)
 """How many of the likeliest tokens top-p looks at, in turn; sorting a whole vocabulary is many times slower."""
 
 
+class Unchosen(Enum):
+    """Why no token could be chosen for a row."""
+
+    NO_NUMBERS = "the model gave no usable numbers for it"
+    NOTHING_LEFT = "no token is left that it may choose"
+
+
 class Sampler:
     """Chooses the next token of every row. Holds no state: what a row needs travels in its SamplingRow."""
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | None]:
+    def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | Unchosen]:
         """Choose one token per row of `logits` [num_rows, vocab] float32, which are left as they are.
 
-        None stands for a row from which nothing can be chosen: its logits hold NaN or +inf, or every token is at
-        -inf. It is the caller's to fail that request; its neighbours have their tokens.
+        Unchosen stands for a row from which nothing can be chosen: its logits hold NaN or +inf, or every token is at
+        -inf, by the model itself or by the row's own edits. It is the caller's to fail that request; its neighbours
+        have their tokens.
         """
         if logits.shape[0] != len(rows):
             raise ValueError(f"{logits.shape[0]} rows of logits for {len(rows)} sequences")
@@ -37,14 +46,16 @@ class Sampler:
         # max passes NaN on, so that a finite maximum means: no NaN, no +inf, and something to choose.
         highest, choice = logits.max(dim=-1)
         usable = torch.isfinite(highest)
+        has_token_left = usable.clone()
         worked = [index for index, row in enumerate(rows) if not row.params.is_greedy or is_edited(row)]
         if worked:
             at = torch.tensor(worked, device=logits.device)
-            choice[at], usable_after = _choose(logits[at], [rows[index] for index in worked])
-            usable[at] &= usable_after
-        tokens: list[SampledToken | None] = [
-            SampledToken(token_id) if is_usable else None
-            for token_id, is_usable in zip(choice.tolist(), usable.tolist(), strict=True)
+            choice[at], has_token_left[at] = _choose(logits[at], [rows[index] for index in worked])
+        tokens: list[SampledToken | Unchosen] = [
+            (SampledToken(token_id) if is_left else Unchosen.NOTHING_LEFT) if is_usable else Unchosen.NO_NUMBERS
+            for token_id, is_usable, is_left in zip(
+                choice.tolist(), usable.tolist(), has_token_left.tolist(), strict=True
+            )
         ]
         _add_logprobs(tokens, logits, rows)
         return tokens
@@ -114,11 +125,11 @@ def _cut_top_p(probs: torch.Tensor, top_ps: Sequence[float]) -> None:
         cut = [index for index, settled in zip(cut, is_settled.squeeze(1).tolist(), strict=True) if not settled]
 
 
-def _add_logprobs(tokens: list[SampledToken | None], logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
+def _add_logprobs(tokens: list[SampledToken | Unchosen], logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
     """Fill in log-probabilities where asked for, rows of equal k together: ties must not depend on the neighbours."""
     by_k: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-        if row.params.logprobs is not None and token is not None:
+        if row.params.logprobs is not None and isinstance(token, SampledToken):
             by_k[row.params.logprobs].append((index, token.token_id))
     for k, asked in by_k.items():
         at = torch.tensor([index for index, _ in asked], device=logits.device)

@@ -84,21 +84,22 @@ def test_a_request_that_never_ran_has_no_times_but_its_arrival(make_engine: Make
 
 async def test_a_request_arrives_when_it_is_asked_for_not_when_the_engine_has_time(tiny_llama: Path) -> None:
     engine = AsyncLLMEngine.from_engine_args(engine_args(tiny_llama))
+    is_free = threading.Event()
+
+    async def last_output() -> RequestOutput:
+        return [output async for output in engine.generate(PROMPT, greedy(2), "x")][-1]
+
     try:
-        is_free = threading.Event()
         engine._post(lambda: (is_free.wait(), None)[1])
-        generated = engine.generate(PROMPT, greedy(2), "x")
-        first = asyncio.ensure_future(anext(generated))
+        answered = asyncio.ensure_future(last_output())
         await asyncio.sleep(0)
         asked_by = time.monotonic()
         is_free.set()
-        await first
-        output = await anext(generated)
-        await generated.aclose()
+        metrics = (await answered).metrics
     finally:
+        is_free.set()
         engine.shutdown()
 
-    metrics = output.metrics
     assert metrics is not None
     assert metrics.first_scheduled_time is not None
     assert metrics.first_token_time is not None

@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from loramux.model.logit_edits import apply_edits
-from loramux.model.sampler import SampledToken, Sampler, SamplingRow, prompt_logprobs
+from loramux.model.sampler import SampledToken, Sampler, SamplingRow, Unchosen, prompt_logprobs
 from loramux.sampling_params import SamplingParams
 
 VOCAB = 300  # more than the first tier of top-p candidates
@@ -40,10 +40,11 @@ def make_row(
     seed: int = 0,
     uniform: float | None = None,
     eos: Sequence[int] = (),
+    bad_words: Sequence[tuple[int, ...]] = (),
     **params: Any,
 ) -> SamplingRow:
     generator = random.Random(seed) if uniform is None else FixedUniform(uniform)
-    return SamplingRow(SamplingParams(**params), list(prompt), list(output), generator, tuple(eos))
+    return SamplingRow(SamplingParams(**params), list(prompt), list(output), generator, tuple(eos), bad_words)
 
 
 def make_logits(num_rows: int, seed: int = 0, scale: float = 3.0, vocab: int = VOCAB) -> torch.Tensor:
@@ -52,8 +53,9 @@ def make_logits(num_rows: int, seed: int = 0, scale: float = 3.0, vocab: int = V
 
 def sample(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
     tokens = Sampler().sample(logits, rows)
-    assert None not in tokens
-    return [token for token in tokens if token is not None]
+    chosen = [token for token in tokens if isinstance(token, SampledToken)]
+    assert len(chosen) == len(tokens)
+    return chosen
 
 
 def sample_ids(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
@@ -144,6 +146,7 @@ params_strategy = st.fixed_dictionaries(
         "logit_bias": st.sampled_from([None, {3: 5.0, 299: -100.0}]),
         "min_tokens": st.sampled_from([0, 10]),
         "logprobs": st.sampled_from([None, 0, 1, 5]),
+        "allowed_token_ids": st.sampled_from([None, [3, 17], range(100, 300)]),
     }
 )
 
@@ -267,20 +270,62 @@ def test_a_row_without_usable_logits_fails_alone(poison: float, params: dict[str
     expected = sample(logits, [make_row(seed=index, **params) for index in range(3)])
     logits[1, 17] = poison
     tokens = Sampler().sample(logits, [make_row(seed=index, **params) for index in range(3)])
-    assert tokens == [expected[0], None, expected[2]]
+    assert tokens == [expected[0], Unchosen.NO_NUMBERS, expected[2]]
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, {}])
 def test_a_row_with_every_token_forbidden_fails_alone(params: dict[str, Any]) -> None:
     forbidden = make_row(min_tokens=5, stop_token_ids=range(VOCAB), **params)
-    tokens = Sampler().sample(make_logits(2), [forbidden, make_row(temperature=0)])
-    assert [token is None for token in tokens] == [True, False]
+    nothing, token = Sampler().sample(make_logits(2), [forbidden, make_row(temperature=0)])
+    assert nothing is Unchosen.NOTHING_LEFT
+    assert isinstance(token, SampledToken)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_chosen(temperature: float) -> None:
+    rows = [make_row(seed=seed, temperature=temperature, allowed_token_ids=[3, 17, 299]) for seed in range(40)]
+    neighbours = [make_row(seed=seed, temperature=temperature) for seed in range(40)]
+    logits = make_logits(40)
+
+    tokens = sample_ids(torch.cat([logits, logits]), rows + neighbours)
+
+    assert set(tokens[:40]) == {3, 17, 299}
+    assert tokens[40:] == sample_ids(logits, [make_row(seed=seed, temperature=temperature) for seed in range(40)])
+
+
+def test_the_best_allowed_token_is_the_greedy_one() -> None:
+    logits = make_logits(1)
+    allowed = list(range(5, 280, 7))
+    row = make_row(temperature=0, allowed_token_ids=allowed)
+    assert sample_ids(logits, [row]) == [max(allowed, key=lambda token_id: float(logits[0, token_id]))]
+
+
+def test_allowed_tokens_need_not_fill_the_vocabulary_nor_lie_in_it() -> None:
+    logits = make_logits(1, vocab=13)
+    assert sample_ids(logits, [make_row(temperature=0, allowed_token_ids=[2, 90])]) == [2]
+    nothing = Sampler().sample(logits, [make_row(temperature=0, allowed_token_ids=[90])])
+    assert nothing == [Unchosen.NOTHING_LEFT]
+
+
+@pytest.mark.parametrize(
+    ("output", "banned"),
+    [((), {5}), ((4,), {5, 7}), ((4, 7), {5, 9}), ((7, 4), {5, 7}), ((4, 7, 9), {5}), ((7,), {5})],
+)
+def test_the_last_token_of_a_bad_word_is_banned_where_the_others_stand_before_it(
+    output: tuple[int, ...], banned: set[int]
+) -> None:
+    row = make_row(prompt=(4, 7), output=output, bad_words=((5,), (4, 7), (4, 7, 9)))
+    logits = make_logits(1)
+    apply_edits(logits, [row])
+    assert set(torch.nonzero(logits[0].isneginf()).flatten().tolist()) == banned
 
 
 def test_a_row_is_not_repaired_by_forbidding_the_token_that_is_broken() -> None:
     logits = make_logits(1)
     logits[0, 3] = float("nan")
-    assert Sampler().sample(logits, [make_row(min_tokens=5, eos=(3,), temperature=0, logprobs=1)]) == [None]
+    assert Sampler().sample(logits, [make_row(min_tokens=5, eos=(3,), temperature=0, logprobs=1)]) == [
+        Unchosen.NO_NUMBERS
+    ]
 
 
 def test_logprobs_are_those_of_the_raw_logits_with_rank_and_rivals() -> None:
