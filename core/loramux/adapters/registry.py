@@ -136,6 +136,14 @@ class AdapterRegistry:
         aliases = self.aliases.items().items()
         return {alias: target for alias, target in aliases if self._hooks.authorize(principal, alias)}
 
+    def is_at_hand(self, name: str) -> bool:
+        """Whether a name, or what it stands for, is in memory or on its way there: asking for it costs nothing more."""
+        target = self.aliases.target_of(name)
+        if target in self._base_model_names or self._flights.get(target) is not None:
+            return True
+        served = self._generations.current(target)
+        return served is not None and not self._generations.is_evicted(served)
+
     def explain(self, name: str) -> Trace | None:
         """Return what the resolvers said of a name when they were last asked for it; None when that is forgotten."""
         return self._loader.explain(self.aliases.target_of(name))

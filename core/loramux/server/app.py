@@ -25,6 +25,7 @@ from loramux.server.chat import create_chat_completion
 from loramux.server.completions import create_completion
 from loramux.server.connection import Runner
 from loramux.server.errors import describe, describe_http
+from loramux.server.limits import RATE_HEADERS, limit_requests
 from loramux.server.models import get_model, list_models
 from loramux.server.protocol import (
     ChatCompletionRequest,
@@ -47,14 +48,14 @@ logger = logging.getLogger(__name__)
 
 def build_app(server: Server) -> web.Application:
     """Put the routes together."""
-    middlewares = [_answer_errors, check_access(server.api_keys)]
+    middlewares = [_answer_errors, check_access(server.api_keys), limit_requests(server.limiter)]
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
     app[SERVER] = server
     app[ROUTES] = Routes(app.router)
     app.on_response_prepare.append(_sign)
     _add_routes(app[ROUTES], server)
     app[ROUTES].check()
-    app[openapi.DOCUMENT] = openapi.document(app[ROUTES], needs_key=server.api_keys.is_required)
+    app[openapi.DOCUMENT] = openapi.document(app[ROUTES], needs_key=server.api_keys.are_required)
     return app
 
 
@@ -116,6 +117,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "loramux"
     response.headers[REQUEST_ID_HEADER] = request_id_of(request)
+    response.headers.update(request.get(RATE_HEADERS, {}))
 
 
 async def _version(_: web.Request) -> web.Response:

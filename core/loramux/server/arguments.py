@@ -15,6 +15,7 @@ from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
 from loramux.lora.resolver_options import ResolverOptions
 from loramux.server.config import ServerConfig, StoreConfig
+from loramux.server.keys_file import KeysFile
 from loramux.server.lora_modules import parse_lora_modules
 
 ENGINE_OPTIONS = (
@@ -88,6 +89,8 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
         host=arguments.host,
         port=arguments.port,
         api_keys=tuple(arguments.api_key or ([key_of_environment] if key_of_environment else [])),
+        keys_file=None if arguments.keys_file is None else KeysFile.read(arguments.keys_file),
+        is_insecure=arguments.insecure,
         lora_modules=tuple(parse_lora_modules(arguments.lora_modules)),
         plugins=read_plugin_config(arguments, environment),
         allow_runtime_updates=_read_switch(_UPDATING, environment.get(_UPDATING, "")),
@@ -125,8 +128,10 @@ def _add_address(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     group.add_argument("--port", type=int, default=8000, help="port to listen on; 0 = any free one (%(default)s)")
     group.add_argument(
-        "--api-key", nargs="+", action="extend", metavar="KEY", help="keys that let clients in (LORAMUX_API_KEY)"
+        "--api-key", nargs="+", action="extend", metavar="KEY", help="keys that may do everything (LORAMUX_API_KEY)"
     )
+    group.add_argument("--keys-file", type=Path, metavar="FILE.toml", help="[[keys]] tables with scopes and limits")
+    group.add_argument("--insecure", action="store_true", help="let other machines in without a key")
 
 
 def _add_adapters(group: argparse._ArgumentGroup) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -21,7 +21,7 @@ _PRINCIPAL = web.RequestKey("principal", Principal)
 class ApiKey:
     """One accepted key, of which only the sha256 is kept, and whom it stands for."""
 
-    digest: bytes
+    digest: bytes = field(repr=False)
     principal: Principal
 
     @classmethod
@@ -31,30 +31,39 @@ class ApiKey:
         return cls(digest, Principal(f"key-{digest.hex()[:12]}"))
 
 
-@dataclass(frozen=True, slots=True)
 class ApiKeys:
-    """The accepted keys; neither a log nor a repr can show one. Without any, everybody is let in."""
+    """The accepted keys; neither a log nor a repr can show one. For one event loop.
 
-    keys: tuple[ApiKey, ...] = ()
+    `fixed` ones stay; those of the keys file are replaced when it changes. Where there is neither, everybody is let in.
+    """
+
+    def __init__(self, fixed: Sequence[ApiKey] = (), of_file: Sequence[ApiKey] | None = None) -> None:
+        self._fixed = tuple(fixed)
+        self._keys = (*self._fixed, *(of_file or ()))
+        self.are_required = bool(fixed) or of_file is not None
 
     @classmethod
-    def from_keys(cls, keys: Sequence[str]) -> ApiKeys:
-        """Accept these keys for everything."""
-        return cls(tuple(ApiKey.of(key) for key in keys))
+    def from_keys(cls, keys: Sequence[str], of_file: Sequence[ApiKey] | None = None) -> ApiKeys:
+        """Accept these keys for everything, and those of a file for what it says."""
+        return cls([ApiKey.of(key) for key in keys], of_file)
 
-    @property
-    def is_required(self) -> bool:
-        """Whether a key is needed at all."""
-        return bool(self.keys)
+    def replace(self, of_file: Sequence[ApiKey]) -> None:
+        """Accept other keys of the keys file from now on."""
+        self._keys = (*self._fixed, *of_file)
 
     def find(self, key: str) -> Principal | None:
         """Say whose key this is; takes the same time for each of them and for none."""
         offered = _digest(key)
         found = None
-        for known in self.keys:
+        for known in self._keys:
             if hmac.compare_digest(offered, known.digest):
                 found = known.principal
         return found
+
+
+def find_principal(request: web.Request) -> Principal | None:
+    """Who asks; None for a public route, which does not look."""
+    return request.get(_PRINCIPAL)
 
 
 def principal_of(request: web.Request) -> Principal:
@@ -69,7 +78,7 @@ def check_access(keys: ApiKeys) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         needs = request.app[ROUTES].access_to(request.match_info.route)
         if needs != "public":
-            principal = _identify(request.headers.get("Authorization"), keys) if keys.is_required else ANONYMOUS
+            principal = _identify(request.headers.get("Authorization"), keys) if keys.are_required else ANONYMOUS
             if needs != "any key" and needs not in principal.scopes:
                 raise Refused("insufficient_permissions", f"This API key does not have the scope '{needs}'.")
             request[_PRINCIPAL] = principal

@@ -13,6 +13,7 @@ from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
+from loramux.server.keys_file import KeysFile
 
 ADAPTER_NAME_RULE = "1 to 255 of A-Z a-z 0-9 . _ : @ / + -, a letter or digit first, no empty, '.' or '..' segment"
 
@@ -50,6 +51,8 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    keys_file: KeysFile | None = None
+    is_insecure: bool = False
     lora_modules: tuple[LoRAModule, ...] = ()
     plugins: PluginConfig = field(default_factory=PluginConfig)
     allow_runtime_updates: bool = False
@@ -73,13 +76,28 @@ class ServerConfig:
         """Whether other machines can reach the server."""
         return not _is_loopback(self.host)
 
+    @property
+    def has_admin_key(self) -> bool:
+        """Whether there is a key that may manage adapters."""
+        return bool(self.api_keys) or (self.keys_file is not None and self.keys_file.has_admin)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether clients need a key."""
+        return bool(self.api_keys) or self.keys_file is not None
+
     def _check_exposure(self) -> None:
         if not self.is_public:
             return
-        if not self.api_keys:
+        if not self.needs_key and not self.is_insecure:
             raise ConfigInvalid(
                 f"--host {self.host!r} lets other machines in, so a key is needed: give --api-key KEY or set "
-                "LORAMUX_API_KEY, or listen on 127.0.0.1"
+                "LORAMUX_API_KEY, give --keys-file, or listen on 127.0.0.1; --insecure lets everybody in"
+            )
+        if self.allow_runtime_updates and not self.has_admin_key:
+            raise ConfigInvalid(
+                f"--host {self.host!r} lets other machines in, and LORAMUX_ALLOW_RUNTIME_LORA_UPDATING needs a key "
+                "with the scope admin there: give --api-key KEY, or a key of --keys-file that scope"
             )
         if self.allow_runtime_updates and self.allowed_lora_roots is None:
             raise ConfigInvalid(

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from aiohttp import web
 
@@ -27,6 +27,7 @@ from loramux.server.app import build_app, make_runner
 from loramux.server.arguments import API_KEY_VARIABLE
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
+from loramux.server.keys_file import following
 from loramux.server.loading import show_loading
 from loramux.server.lora_modules import refused_module
 from loramux.server.screen import StartScreen, show_start
@@ -73,10 +74,13 @@ async def _run(
     listener: socket.socket,
     relay: EvictionRelay,
 ) -> None:
-    async with _registry(config, engine, plugins, store) as registry:
+    async with AsyncExitStack() as held:
+        registry = await held.enter_async_context(_registry(config, engine, plugins, store))
         relay.connect(registry)
         await _load_modules(config.lora_modules, registry)
-        server = _server(config, engine, registry)
+        api_keys = ApiKeys.from_keys(config.api_keys, None if config.keys_file is None else config.keys_file.keys)
+        await held.enter_async_context(following(config.keys_file, api_keys))
+        server = _server(config, engine, registry, api_keys)
         runner = make_runner(build_app(server))
         await runner.setup()
         try:
@@ -151,7 +155,7 @@ def _set_alias(registry: AdapterRegistry, alias: str, target: str) -> None:
         raise ConfigInvalid(f"--lora-alias {alias}={target}: {exc}") from exc
 
 
-def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegistry) -> Server:
+def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegistry, api_keys: ApiKeys) -> Server:
     return Server(
         engine=engine,
         tokenizer=engine.tokenizer,
@@ -161,7 +165,7 @@ def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegis
         model_root=config.engine.model,
         max_model_len=engine.summary.max_model_len,
         created=int(time.time()),
-        api_keys=ApiKeys.from_keys(config.api_keys),
+        api_keys=api_keys,
         allow_runtime_updates=config.allow_runtime_updates and config.engine.enable_lora,
         allowed_lora_roots=config.allowed_lora_roots,
     )
@@ -234,6 +238,10 @@ def url_of(host: str, listener: socket.socket) -> str:
 
 def warn(config: ServerConfig) -> None:
     """Log what the operator may not have meant: variables without effect, and doors that are open."""
+    if config.is_public and not config.needs_key:
+        logger.warning("--insecure: everybody who reaches --host %s may use this server", config.host)
+    if config.keys_file is not None and config.keys_file.is_open_to_others():
+        logger.warning("--keys-file %s can be read or changed by other users: chmod 600", config.keys_file.path)
     if not config.engine.enable_lora:
         ignored = sorted(set(config.plugins.options.environment) - {API_KEY_VARIABLE})
         if ignored:

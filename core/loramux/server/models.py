@@ -31,7 +31,8 @@ class ModelChoice:
 async def choose_model(server: Server, name: str | None, principal: Principal) -> AsyncIterator[ModelChoice]:
     """Find the model by name, asking the resolvers when it is new, and keep it to the end; None means the base model.
 
-    Raises AdapterNotFound, also for what the principal may not use, AdapterInvalid, AdapterLoading or ResolverFailed.
+    Raises AdapterNotFound, also for what the principal may not use, AdapterInvalid, AdapterLoading, ResolverFailed, or
+    Refused for a principal that asks for too many new names.
     """
     model = server.base_model_names[0] if name is None else name
     if not may_use(server, principal, model):  # before anything is looked up: what exists shows in no answer
@@ -39,6 +40,8 @@ async def choose_model(server: Server, name: str | None, principal: Principal) -
     if name is None:
         yield ModelChoice(model, None)
         return
+    if not server.registry.is_at_hand(name):
+        server.limiter.count_new_adapter(principal)
     async with server.registry.use(name, principal.id) as served:
         yield ModelChoice(name, None if served is None else served.lora_request)
 

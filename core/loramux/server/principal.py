@@ -12,6 +12,15 @@ Scope = Literal["infer", "admin", "metrics"]
 ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """How much one key may ask for; None is no limit. New adapters are names that are not in memory."""
+
+    requests_per_minute: int | None = None
+    new_adapters_per_minute: int | None = None
+    max_concurrent: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """One caller, known by the key that was sent; `id` is what hooks and logs see, None where no key is needed.
@@ -23,6 +32,7 @@ class Principal:
     scopes: frozenset[Scope] = ALL_SCOPES
     adapters: tuple[NameGlob, ...] | None = None
     may_use_base: bool = True
+    limits: KeyLimits = KeyLimits()
 
     def allows(self, adapter_name: str) -> bool:
         """Whether it may use the adapter of this name; aliases are not names of adapters."""

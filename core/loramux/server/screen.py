@@ -41,13 +41,16 @@ class StartScreen:
             ("adapters", self._adapters()),
             *(("resolver" if index == 0 else "", line) for index, line in enumerate(self._resolvers())),
             *self._store(),
-            ("access", "with an API key" if self.config.api_keys else "open to everybody on this machine"),
+            ("access", "with an API key" if self.config.needs_key else self._open()),
             ("listening", self.url),
         ]
 
     def _model(self) -> str:
         names = self.config.engine.served_model_name
         return f"{self.summary.model}, served as {', '.join(names)}" if names else self.summary.model
+
+    def _open(self) -> str:
+        return "OPEN TO EVERYBODY ON THE NETWORK" if self.config.is_public else "open to everybody on this machine"
 
     def _adapters(self) -> str:
         if not self.config.engine.enable_lora:

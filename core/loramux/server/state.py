@@ -13,6 +13,7 @@ from loramux.adapters.registry import AdapterRegistry
 from loramux.server.auth import ApiKeys
 from loramux.server.generation import Engine
 from loramux.server.in_flight import InFlight
+from loramux.server.limits import Limiter
 from loramux.server.vocabulary import Vocabulary
 
 
@@ -51,6 +52,7 @@ class Server:
     allow_runtime_updates: bool = False
     allowed_lora_roots: tuple[Path, ...] | None = None
     in_flight: InFlight = field(default_factory=InFlight)
+    limiter: Limiter = field(default_factory=Limiter)
 
 
 SERVER = web.AppKey("server", Server)

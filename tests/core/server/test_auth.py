@@ -14,7 +14,7 @@ async def client(start):
 
 def accepting(**principals: Principal) -> ApiKeys:
     """Each principal under its own name as key."""
-    return ApiKeys(tuple(ApiKey(ApiKey.of(key).digest, principal) for key, principal in principals.items()))
+    return ApiKeys([ApiKey(ApiKey.of(key).digest, principal) for key, principal in principals.items()])
 
 
 def bearer(key: str) -> dict[str, str]:

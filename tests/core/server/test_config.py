@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.server.config import LoRAModule, ServerConfig
+from loramux.server.keys_file import KeysFile
 
 
 def config(**settings: object) -> ServerConfig:
@@ -37,6 +39,35 @@ def test_other_machines_may_load_adapters_from_named_folders_only() -> None:
 def test_a_port_is_a_port(port: int) -> None:
     with pytest.raises(ConfigInvalid, match=f"--port must be from 0 to 65535, got {port}"):
         config(port=port)
+
+
+ADMIN = KeysFile.parse(Path("keys"), f'[[keys]]\nid = "a"\nsha256 = "{0:064x}"\nscopes = ["admin"]'.encode())
+NARROW = KeysFile.parse(Path("keys"), f'[[keys]]\nid = "a"\nsha256 = "{0:064x}"'.encode())
+ROOTS = (Path("/a"),)
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "refusal"),
+    [
+        ("127.0.0.1", {}, None),
+        ("127.0.0.1", {"allow_runtime_updates": True}, None),
+        ("127.0.0.1", {"allow_runtime_updates": True, "keys_file": NARROW}, None),
+        ("0.0.0.0", {}, "a key is needed"),
+        ("0.0.0.0", {"is_insecure": True}, None),
+        ("0.0.0.0", {"api_keys": ("k",)}, None),
+        ("0.0.0.0", {"keys_file": NARROW}, None),
+        ("0.0.0.0", {"is_insecure": True, "allow_runtime_updates": True, "allowed_lora_roots": ROOTS}, "scope admin"),
+        ("0.0.0.0", {"keys_file": NARROW, "allow_runtime_updates": True, "allowed_lora_roots": ROOTS}, "scope admin"),
+        ("0.0.0.0", {"keys_file": ADMIN, "allow_runtime_updates": True, "allowed_lora_roots": ROOTS}, None),
+        ("0.0.0.0", {"keys_file": ADMIN, "allow_runtime_updates": True}, "--allowed-lora-roots"),
+        ("0.0.0.0", {"api_keys": ("k",), "allow_runtime_updates": True}, "--allowed-lora-roots"),
+    ],
+)
+def test_what_is_open_to_whom_is_decided_before_the_start(
+    host: str, settings: dict[str, object], refusal: str | None
+) -> None:
+    with nullcontext() if refusal is None else pytest.raises(ConfigInvalid, match=refusal):
+        config(host=host, **settings)
 
 
 def test_an_empty_key_is_no_key() -> None:
