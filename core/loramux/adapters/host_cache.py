@@ -83,6 +83,7 @@ class HostCache:
         self._names: dict[int, LoRARequest] = {}
         self._threads = ThreadPoolExecutor(NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter")
         self._is_closed = False
+        self.num_evictions = 0
 
     @property
     def num_leases(self) -> int:
@@ -93,6 +94,17 @@ class HostCache:
     def num_waiting(self) -> int:
         with self._lock:
             return sum(not future.cancelled() for _request, future in self._door)
+
+    @property
+    def num_pinned(self) -> int:
+        with self._lock:
+            return sum(entry.is_pinned for entry in self._entries.values())
+
+    def contents(self) -> list[PackedAdapter]:
+        """Return what takes memory now: also what is unloaded already, but still held."""
+        with self._lock:
+            entries = [*self._entries.values(), *self._leaving]
+            return [entry.adapter for entry in entries if entry.adapter is not None]
 
     def has_room(self, request: LoRARequest) -> bool:
         """Whether `acquire` would start at once, rather than wait for other requests to end."""
@@ -320,6 +332,7 @@ class HostCache:
         with self._lock:
             entry.adapter = adapter
             evicted = self._evict_replaced(entry)
+            self.num_evictions += evicted is not None
             is_removed = entry.is_removed
             waiters, entry.waiters = entry.waiters, []
             for _waiter in waiters:

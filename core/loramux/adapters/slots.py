@@ -29,10 +29,19 @@ class SlotTable:
         self._retired: set[str] = set()
         self._empty = list(range(num_slots))[::-1]
         self._vacated: list[int] = []
+        self.num_evictions = 0
 
     @property
     def num_in_use(self) -> int:
         return sum(users > 0 for users in list(self._users.values()))  # a copy: other threads read this number
+
+    @property
+    def num_pinned(self) -> int:
+        return len(self._pinned)
+
+    def residents(self) -> list[str]:
+        """The adapters that are in slots now; other threads may ask, too."""
+        return list(self._slot_of)
 
     def is_resident(self, digest: str) -> bool:
         """Whether this content is in a slot; one look-up, so any thread may ask."""
@@ -105,6 +114,7 @@ class SlotTable:
         idle = self._idle()
         assert idle is not None
         self._drop(idle)
+        self.num_evictions += 1
         return self._empty.pop()
 
     def _idle(self) -> str | None:

@@ -13,8 +13,12 @@ from loramux.adapters.weights import BaseModelSpec
 from loramux.config import EngineArgs
 from loramux.errors import AdapterInvalid
 from loramux.lora.request import LoRARequest
+from loramux.metrics.state import Transition
 from loramux.model.loader import LoadedModel
 from loramux.model.lora_model import base_weight_reader
+
+LoadListener = Callable[[Transition, float], None]
+"""Hears how many seconds an adapter took from one tier to the next; called from any thread."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ class AdapterLoader:
         args: EngineArgs,
         *,
         on_event: Callable[[str, LoRARequest], None] | None = None,
+        on_load: LoadListener | None = None,
     ) -> None:
         self._base = base
         self._dtype = loaded.dtype
@@ -36,6 +41,7 @@ class AdapterLoader:
         self._max_lora_rank = args.max_lora_rank
         self._base_match = args.base_match
         self._on_event = on_event
+        self._on_load = on_load
 
     def load(self, request: LoRARequest) -> PackedAdapter:
         """Read one adapter. Raises AdapterInvalid with the reason."""
@@ -53,6 +59,9 @@ class AdapterLoader:
         if request.digest not in (None, weights.digest):
             raise AdapterInvalid(request.lora_name, "its files have changed since it was found.")
         adapter = pack(weights, self._dtype)
+        seconds = time.perf_counter() - started
+        if self._on_load is not None:
+            self._on_load("disk_to_host", seconds)
         logger.info(
             "adapter loaded name=%s id=%d digest=%s rank=%d bytes=%d seconds=%.3f",
             request.lora_name,
@@ -60,7 +69,7 @@ class AdapterLoader:
             adapter.digest[:12],
             adapter.max_rank,
             adapter.nbytes,
-            time.perf_counter() - started,
+            seconds,
         )
         return adapter
 

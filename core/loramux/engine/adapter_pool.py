@@ -5,6 +5,7 @@ An adapter's content keeps its slot as long as some id in host memory, or some s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
@@ -13,7 +14,7 @@ from loramux.adapters.residency import Residency, Tier
 from loramux.adapters.slots import SlotTable
 from loramux.batch import SlotLoad
 from loramux.config import EngineArgs
-from loramux.engine.adapter_loader import AdapterLoader
+from loramux.engine.adapter_loader import AdapterLoader, LoadListener
 from loramux.errors import ConfigInvalid, EngineOverloaded, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.runner import ModelRunner
@@ -29,10 +30,18 @@ class AdapterPool:
     The scheduler says which slots are used; the pool fills and empties them.
     """
 
-    def __init__(self, runner: ModelRunner, args: EngineArgs, *, on_event: EventListener | None = None) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        args: EngineArgs,
+        *,
+        on_event: EventListener | None = None,
+        on_load: LoadListener | None = None,
+    ) -> None:
         self._runner = runner
         self._is_enabled = args.enable_lora
-        loader = AdapterLoader(runner.base, runner.loaded, args, on_event=on_event)
+        loader = AdapterLoader(runner.base, runner.loaded, args, on_event=on_event, on_load=on_load)
+        self._on_load = on_load
         self.host_cache = HostCache(capacity=args.host_loras, load=loader.load, listener=loader)
         self.slots = SlotTable(args.max_loras)
 
@@ -123,7 +132,10 @@ class AdapterPool:
             return
         adapters = {lease.adapter.digest: lease.adapter for lease in leases if lease is not None}
         for load in loads:
+            started = time.perf_counter()
             self._runner.place_adapter(load.slot, adapters[load.digest])
+            if self._on_load is not None:
+                self._on_load("host_to_slot", time.perf_counter() - started)
 
     def forget(self, loads: Iterable[SlotLoad]) -> None:
         """Take no slot for filled that a broken step was to fill."""

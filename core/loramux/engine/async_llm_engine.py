@@ -20,11 +20,13 @@ from loramux.adapters.host_cache import give_up
 from loramux.adapters.residency import Residency, Tier
 from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.config import EngineArgs, StartupSummary
+from loramux.engine.adapter_loader import LoadListener
 from loramux.engine.adapter_pool import EventListener
 from loramux.engine.llm_engine import LLMEngine
 from loramux.engine.prompts import Prompt
 from loramux.errors import AdapterNotFound, EngineDead, LoramuxError
 from loramux.lora.request import LoRARequest
+from loramux.metrics.state import EngineState
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.structured_outputs import StructuredOutputsParams
@@ -67,23 +69,39 @@ class _Stream:
 class AsyncLLMEngine:
     """One engine for many tasks. Methods may be called from any event loop; `shutdown` from any thread."""
 
-    def __init__(self, args: EngineArgs, *, on_adapter_event: EventListener | None = None) -> None:
+    def __init__(
+        self,
+        args: EngineArgs,
+        *,
+        on_adapter_event: EventListener | None = None,
+        on_adapter_load: LoadListener | None = None,
+    ) -> None:
         self.config = args
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._streams: dict[str, _Stream] = {}
         self._is_stopping = False
         self._dead: EngineDead | None = None
-        self._engine = LLMEngine(args, on_adapter_event=on_adapter_event, on_adapter_ready=self._notify)
+        self._busy_since: float | None = None
+        self._engine = LLMEngine(
+            args,
+            on_adapter_event=on_adapter_event,
+            on_adapter_ready=self._notify,
+            on_adapter_load=on_adapter_load,
+        )
         self._thread = threading.Thread(target=self._run, name="loramux-engine", daemon=True)
         self._thread.start()
 
     @classmethod
     def from_engine_args(
-        cls, engine_args: EngineArgs, *, on_adapter_event: EventListener | None = None
+        cls,
+        engine_args: EngineArgs,
+        *,
+        on_adapter_event: EventListener | None = None,
+        on_adapter_load: LoadListener | None = None,
     ) -> AsyncLLMEngine:
         """Load the model and start the engine thread. Blocks; raises ConfigInvalid or ModelUnsupported."""
-        return cls(engine_args, on_adapter_event=on_adapter_event)
+        return cls(engine_args, on_adapter_event=on_adapter_event, on_adapter_load=on_adapter_load)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -105,6 +123,12 @@ class AsyncLLMEngine:
     def is_running(self) -> bool:
         """Whether the engine thread still takes requests."""
         return self._dead is None and not self._is_stopping
+
+    @property
+    def seconds_in_step(self) -> float:
+        """For how long the engine thread has been at one step; 0 while it waits for work."""
+        busy_since = self._busy_since
+        return 0.0 if busy_since is None else time.monotonic() - busy_since
 
     async def generate(
         self,
@@ -229,6 +253,10 @@ class AsyncLLMEngine:
         """What the engine holds right now; see LLMEngine.counters."""
         return self._engine.counters()
 
+    def state(self) -> EngineState:
+        """Look at the engine without stopping it; see LLMEngine.state."""
+        return self._engine.state()
+
     def shutdown(self) -> None:
         """Abort what runs, stop the engine thread and wait for it. Idempotent."""
         with self._wake:
@@ -242,8 +270,10 @@ class AsyncLLMEngine:
         error = EngineDead("the engine has been shut down")
         try:
             while self._wait_for_work():
+                self._busy_since = time.monotonic()
                 self._empty_inbox()
                 self._deliver(self._engine.advance())
+                self._busy_since = None
         except Exception as exc:  # the thread's border: every reader must hear of it
             logger.exception("engine thread died")
             error = EngineDead(f"the engine stopped: {exc}")

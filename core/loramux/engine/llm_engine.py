@@ -15,14 +15,17 @@ from concurrent.futures import Future, wait
 from loramux.adapters.host_cache import Lease, give_up
 from loramux.batch import ScheduledBatch
 from loramux.config import EngineArgs, StartupSummary
+from loramux.engine.adapter_loader import LoadListener
 from loramux.engine.adapter_pool import AdapterPool, EventListener
 from loramux.engine.answers import Answer, RequestGroup
 from loramux.engine.block_pool import BlockPool
+from loramux.engine.engine_state import look_at
 from loramux.engine.prompts import Prompt, checked_salt, tokenize_prompt
 from loramux.engine.scheduler import Scheduler
 from loramux.engine.startup import log_start, summarize
 from loramux.errors import ContextLengthExceeded, EngineDead, LoramuxError, RequestFailed, RequestInvalid
 from loramux.lora.request import LoRARequest
+from loramux.metrics.state import EngineState
 from loramux.model.loader import load_model, locate
 from loramux.model.runner import ModelRunner, SequenceResult
 from loramux.model.sampler import Unchosen
@@ -47,6 +50,7 @@ class LLMEngine:
         *,
         on_adapter_event: EventListener | None = None,
         on_adapter_ready: Callable[[], None] | None = None,
+        on_adapter_load: LoadListener | None = None,
     ) -> None:
         self.args = args
         self._on_adapter_ready = on_adapter_ready
@@ -57,7 +61,7 @@ class LLMEngine:
         self.eos_token_ids = loaded.eos_token_ids | frozenset(self.tokenizer.eos_token_ids)
         self.grammars = GrammarCompiler(self.tokenizer, vocab_size=loaded.vocab_size, eos_token_ids=self.eos_token_ids)
         self.max_model_len = self.runner.max_model_len
-        self.adapters = AdapterPool(self.runner, args, on_event=on_adapter_event)
+        self.adapters = AdapterPool(self.runner, args, on_event=on_adapter_event, on_load=on_adapter_load)
         self.slots = self.adapters.slots
         self.block_pool = BlockPool(num_blocks=self.runner.kv_cache.num_blocks, block_size=args.block_size)
         self.scheduler = Scheduler(
@@ -201,6 +205,17 @@ class LLMEngine:
             "running": len(self.scheduler.running),
             "waiting": len(self.scheduler.waiting) + len(self._awaiting_adapter),
         }
+
+    def state(self) -> EngineState:
+        """Look at all of it, from any thread; the engine does not stop for that."""
+        awaiting = [self._groups.get(request_id) for request_id in list(self._awaiting_adapter)]
+        return look_at(
+            self.args,
+            self.scheduler,
+            self.adapters,
+            sequences=list(self._sequences.values()),
+            awaiting_adapter=[group for group in awaiting if group is not None],
+        )
 
     def shutdown(self) -> None:
         """End every request and stop the loader threads."""

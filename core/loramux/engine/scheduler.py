@@ -44,6 +44,10 @@ class Scheduler:
         self.waiting = FairQueue()
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self.num_steps = 0
+        self.num_computed_tokens = 0
+        self.num_prefix_query_tokens = 0
+        self.num_prefix_hit_tokens = 0
         self._draining: str | None = None
 
     def has_work(self) -> bool:
@@ -69,6 +73,7 @@ class Scheduler:
         loads = [] if preempted else list(self._admit(planned))
         if not planned:
             return None
+        self.num_steps += 1
         sequences = [self._sequence(request, num_new) for request, num_new in planned.values()]
         sequences.sort(key=lambda sequence: sequence.slot)
         return ScheduledBatch(tuple(sequences), tuple(loads))
@@ -76,6 +81,7 @@ class Scheduler:
     def complete(self, request: Request, num_new: int) -> None:
         """Record that the KV of the next `num_new` tokens of a request is in its blocks."""
         request.num_computed_tokens += num_new
+        self.num_computed_tokens += num_new
 
     def forget_step(self, request: Request) -> None:
         """After a failed step: what this request was about to compute must never be reused."""
@@ -209,6 +215,8 @@ class Scheduler:
         request.num_computed_tokens = num_cached_tokens
         if request.num_preemptions == 0:
             request.num_cached_tokens = num_cached_tokens
+            self.num_prefix_query_tokens += request.num_prompt_tokens
+            self.num_prefix_hit_tokens += num_cached_tokens
         grown = self._grow(request, num_new)
         assert grown
         return num_new
