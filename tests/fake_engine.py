@@ -10,6 +10,7 @@ from loramux.adapters.residency import Residency
 from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.errors import AdapterInvalid, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
+from loramux.metrics.state import EngineState
 from loramux.outputs import CompletionOutput, Logprob, RequestOutput
 from loramux.sampling_params import SamplingParams
 
@@ -41,6 +42,8 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.is_running = True
+        self.seconds_in_step = 0.0
+        self.num_waiting = 0
         self.failure: Exception = LoramuxError("not set")
         self.fail_after: int | None = None
         self.report_after: int | None = None
@@ -71,6 +74,9 @@ class FakeEngine:
     async def remove_lora(self, lora_int_id: int) -> bool:
         self.pinned.discard(lora_int_id)
         return self.loaded.pop(lora_int_id, None) is not None
+
+    def state(self) -> EngineState:
+        return EngineState(num_running=self.num_running, num_waiting=self.num_waiting, max_num_seqs=4)
 
     def residency(self, lora_int_id: int) -> Residency | None:
         if lora_int_id not in self.loaded:

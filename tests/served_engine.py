@@ -14,7 +14,9 @@ from aiohttp import web
 from loramux import AsyncLLMEngine
 from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.resolver_chain import Fetcher, ResolverChain
+from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.plugin_manager import ActiveResolver
+from loramux.metrics.metrics import Metrics
 from loramux.server.app import build_app, make_runner
 from loramux.server.launch import EvictionRelay
 from loramux.server.state import Server
@@ -39,12 +41,15 @@ async def serve_engine(
     resolvers: Sequence[ActiveResolver] = (),
     fetcher: Fetcher | None = None,
     relay: EvictionRelay | None = None,
+    metrics: Metrics | None = None,
+    hooks: PluginHooks | None = None,
     **registry_options: Any,
 ) -> AsyncIterator[ServedEngine]:
     """Serve on a free loopback port until the end; the base model is called "tiny". The engine is the caller's."""
-    chain = ResolverChain(resolvers, fetcher)
+    metrics = metrics or Metrics()
+    chain = ResolverChain(resolvers, fetcher, on_step=metrics.adapters.count_step)
     registry = AdapterRegistry(
-        ["tiny"], chain, engine.load_adapter, engine.remove_lora, memory=engine, **registry_options
+        ["tiny"], chain, engine.load_adapter, engine.remove_lora, hooks, memory=engine, **registry_options
     )
     if relay is not None:
         relay.connect(registry)
@@ -57,6 +62,8 @@ async def serve_engine(
         model_root=str(model),
         max_model_len=engine.max_model_len,
         created=int(time.time()),
+        metrics=metrics,
+        hooks=hooks or PluginHooks(),
     )
     runner = make_runner(build_app(server))
     await runner.setup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from loramux.lora import hookspecs
-from loramux.lora.hookspecs import AdapterEvent
+from loramux.lora.hookspecs import AdapterEvent, RequestRecord
 from loramux.lora.plugin_manager import PluginConfig, PluginManager
 from loramux.lora.resolver import LoRAResolver, LoRAResolverRegistry
 from loramux.lora.resolver_options import ResolverOptions
@@ -92,6 +93,21 @@ def test_the_example_of_authorize_guards_one_folder(manager: PluginManager) -> N
 def test_the_example_of_adapter_event_counts(manager: PluginManager, examples: dict[str, Any]) -> None:
     manager.hooks.adapter_event(AdapterEvent("loaded", "sql", 1, "/sql"))
     assert examples["counts"]["loaded"] == 1
+
+
+def test_the_example_of_request_finished_counts_tokens(manager: PluginManager, examples: dict[str, Any]) -> None:
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(RequestRecord))
+    record = RequestRecord(**{**nothing, "principal": "finance", "num_prompt_tokens": 3, "num_completion_tokens": 4})
+
+    manager.hooks.request_finished(record)
+
+    assert examples["tokens_of"] == {"finance": 7}
+
+
+def test_every_field_of_a_record_and_of_an_event_is_documented() -> None:
+    for described in (RequestRecord, AdapterEvent):
+        for field in dataclasses.fields(described):
+            assert f"`{field.name}`" in README or f"event.{field.name}`" in README, field.name
 
 
 @pytest.mark.usefixtures("_unregistered")

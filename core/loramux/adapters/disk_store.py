@@ -27,6 +27,7 @@ from loramux.adapters.store_manifest import MAX_MANIFEST_NBYTES, folder_nbytes, 
 from loramux.adapters.store_refs import StoredRef, StoreRefs
 from loramux.adapters.store_staging import Staging, StoreLimits
 from loramux.errors import ConfigInvalid, ResolverFailed, StoreFull
+from loramux.metrics.state import TierState
 
 __all__ = [
     "DEFAULT_MAX_DISK_BYTES",
@@ -119,6 +120,13 @@ class DiskStore:
     def nbytes(self) -> int:
         """Return what all adapters in the store take."""
         return self._contents.nbytes
+
+    def state(self) -> TierState:
+        """Say how many adapters there are, what they take, and how many had to leave; never waits."""
+        contents = self._contents
+        return TierState(
+            num_adapters=contents.num_adapters, nbytes=contents.nbytes, num_evictions=contents.num_evictions
+        )
 
     @property
     def reserved_nbytes(self) -> int:

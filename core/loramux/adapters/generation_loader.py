@@ -80,6 +80,10 @@ class GenerationLoader:
         """Return what was said of a name when it was last looked for; None when that is forgotten."""
         return self._traces.get(name)
 
+    def sources(self) -> list[tuple[str, float]]:
+        """Return each resolver's name and for how many seconds it is left alone."""
+        return self._chain.states()
+
     def tell(self, kind: EventKind, request: LoRARequest, *, reason: str | None = None) -> None:
         """Tell the plugins of a step in an adapter's life."""
         self._hooks.adapter_event(AdapterEvent(kind, request.lora_name, request.lora_int_id, request.lora_path, reason))

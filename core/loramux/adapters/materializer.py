@@ -52,7 +52,10 @@ _Stored = tuple[StoredRef, Found]  # what is known of a stored adapter, and its 
 
 
 class Materializer:
-    """All methods belong to the server's loop; file work runs in its threads. `now` is in Unix seconds."""
+    """All methods belong to the server's loop; file work runs in its threads. `now` is in Unix seconds.
+
+    `on_fetched` hears how many seconds an adapter took from its source to the store.
+    """
 
     def __init__(
         self,
@@ -60,10 +63,12 @@ class Materializer:
         *,
         max_adapter_nbytes: int = MAX_ADAPTER_NBYTES,
         now: Callable[[], float] = time.time,
+        on_fetched: Callable[[float], None] | None = None,
     ) -> None:
         self._store = store
         self._max_adapter_nbytes = max_adapter_nbytes
         self._now = now
+        self._on_fetched = on_fetched
 
     async def find(
         self,
@@ -152,6 +157,7 @@ class Materializer:
             await asyncio.to_thread(self._store.set_ref, base_model_name, lora_name, vouched)
             return found
         new: Found | None = None
+        started = time.perf_counter()
         try:
             async with self._staging(remote.nbytes) as staging:
                 new = await self._publish(search, remote, staging)
@@ -159,6 +165,8 @@ class Materializer:
             if new is not None:
                 new.release()
             raise
+        if self._on_fetched is not None:
+            self._on_fetched(time.perf_counter() - started)
         return new
 
     async def _publish(self, search: _Search, remote: RemoteAdapter, staging: Staging) -> Found:

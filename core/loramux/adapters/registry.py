@@ -144,6 +144,15 @@ class AdapterRegistry:
         served = self._generations.current(target)
         return served is not None and not self._generations.is_evicted(served)
 
+    @property
+    def num_loading(self) -> int:
+        """How many names are being found or loaded."""
+        return len(self._flights)
+
+    def sources(self) -> list[tuple[str, float]]:
+        """Return each resolver's name and for how many seconds it is left alone, in the order of asking."""
+        return self._loader.sources()
+
     def explain(self, name: str) -> Trace | None:
         """Return what the resolvers said of a name when they were last asked for it; None when that is forgotten."""
         return self._loader.explain(self.aliases.target_of(name))

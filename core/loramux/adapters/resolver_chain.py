@@ -20,7 +20,7 @@ from cachetools import TTLCache
 
 from loramux.adapters.adapter_files import folder_revision
 from loramux.adapters.adapter_name import is_adapter_name
-from loramux.adapters.resolution import Found, Trace, Verdict
+from loramux.adapters.resolution import Found, Trace, TraceStep, Verdict
 from loramux.adapters.resolver_calls import ResolverCalls
 from loramux.errors import AdapterInvalid, AdapterNotFound, ResolverDenied, ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
@@ -57,7 +57,7 @@ class Fetcher(Protocol):
 class ResolverChain:
     """Owns the resolvers' threads, and closes the resolvers at the end. All methods belong to one event loop.
 
-    Remote resolvers need somebody who fetches their files into the store.
+    Remote resolvers need somebody who fetches their files into the store. `on_step` hears what each resolver said.
     """
 
     def __init__(
@@ -66,9 +66,11 @@ class ResolverChain:
         fetcher: Fetcher | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        on_step: Callable[[TraceStep], None] | None = None,
     ) -> None:
         self._members = [ResolverCalls(active, clock=clock) for active in resolvers]
         self._fetcher = fetcher
+        self._on_step = on_step
         self._invalid: TTLCache[tuple[str, str, str], tuple[str, str]] = TTLCache(
             MAX_INVALID, INVALID_SECONDS, timer=clock
         )
@@ -85,6 +87,15 @@ class ResolverChain:
         if not is_adapter_name(lora_name):
             trace.add("-", "not asked", "no adapter can have such a name")
             raise AdapterNotFound(lora_name)
+        try:
+            return await self._search(base_model_name, trace, is_refresh=is_refresh)
+        finally:
+            if self._on_step is not None:
+                for step in trace.steps:
+                    self._on_step(step)
+
+    async def _search(self, base_model_name: str, trace: Trace, *, is_refresh: bool) -> Found:
+        lora_name = trace.name
         passed_over: ResolverFailed | None = None
         for member in self._members:
             try:

@@ -32,8 +32,9 @@ class StoreContents:
     """
 
     def __init__(self, layout: StoreLayout, holds: Holds) -> None:
-        self.nbytes = layout.nbytes()
         self._layout = layout
+        self._count()
+        self.num_evictions = 0
         self._holds = holds
         self._candidates: deque[tuple[int, str]] = deque()  # for eviction, longest unused first
 
@@ -48,7 +49,7 @@ class StoreContents:
         except (ValueError, NotADirectoryError) as exc:
             logger.warning("torn adapter removed from the store digest=%s reason=%s", digest, exc)
             self.take_out(digest)
-            self.nbytes = self._layout.nbytes()  # the sizes that were counted once are not known any more
+            self._count()  # the sizes that were counted once are not known any more
             return None
         _mark_used(folder)
         return StoredAdapter(digest, folder, nbytes)
@@ -61,6 +62,7 @@ class StoreContents:
         _mark_used(sealed)
         sealed.rename(folder)
         self.nbytes += nbytes
+        self.num_adapters += 1
         reached("adapter_renamed")
         return StoredAdapter(digest, folder, nbytes)
 
@@ -74,6 +76,7 @@ class StoreContents:
         except FileNotFoundError:
             return 0
         self.nbytes -= nbytes
+        self.num_adapters -= 1
         reached("adapter_taken_out")
         remove(aside)
         reached("adapter_removed")
@@ -93,6 +96,7 @@ class StoreContents:
         while num_freed < nbytes and (digest := self._next_victim()) is not None:
             num_freed += self.take_out(digest)
             num_evicted += 1
+            self.num_evictions += 1
             logger.info("adapter evicted from the store digest=%s", digest)
         return num_evicted
 
@@ -108,6 +112,10 @@ class StoreContents:
             self._candidates.extend(heapq.nsmallest(NUM_CANDIDATES, unheld))
             if not self._candidates:
                 return None
+
+    def _count(self) -> None:
+        usage = self._layout.usage()
+        self.num_adapters, self.nbytes = usage.num_adapters, usage.nbytes
 
     def _make_shard(self, shard: Path) -> None:
         try:

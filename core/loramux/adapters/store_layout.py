@@ -24,6 +24,14 @@ _SHARD_CHARACTERS = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What is in a store."""
+
+    num_adapters: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoreLayout:
     """The paths below one root, and walks over them; nothing here changes the disk."""
 
@@ -76,13 +84,14 @@ class StoreLayout:
         """Walk over the refs, read or not."""
         return (self.refs / name for name in _names(self.refs) if is_ref_name(name))
 
-    def nbytes(self) -> int:
-        """Sum up what all adapters take: one stat per file, and none is opened."""
-        total = 0
+    def usage(self) -> Usage:
+        """Count all adapters and sum up what they take: one stat per file, and none is opened."""
+        num_adapters = nbytes = 0
         for folder in self.folders():
             with suppress(FileNotFoundError, NotADirectoryError):
-                total += folder_nbytes(folder)
-        return total
+                nbytes += folder_nbytes(folder)
+                num_adapters += 1
+        return Usage(num_adapters, nbytes)
 
     def uses(self) -> Iterator[tuple[int, str]]:
         """Walk over (when the adapter was used last, in ns; its digest)."""

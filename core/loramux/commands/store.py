@@ -53,7 +53,7 @@ def verify_store(config: StoreConfig, *, as_json: bool) -> int:
     num_adapters = nbytes = 0
     corrupt = []
     with disk_faults():
-        for entry in _with_progress(verify(layout), layout.nbytes()):
+        for entry in _with_progress(verify(layout), layout.usage().nbytes):
             num_adapters += 1
             nbytes += entry.nbytes
             if entry.fault is not None:

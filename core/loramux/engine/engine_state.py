@@ -9,7 +9,7 @@ from loramux.engine.adapter_pool import AdapterPool
 from loramux.engine.answers import Answer, RequestGroup
 from loramux.engine.request import RequestStatus
 from loramux.engine.scheduler import Scheduler
-from loramux.metrics.state import EngineState, Residency
+from loramux.metrics.state import EngineState, TierState
 
 
 def look_at(
@@ -25,7 +25,7 @@ def look_at(
     waiting = [group for group, answer in sequences if answer.request.status is RequestStatus.WAITING]
     waiting += awaiting_adapter
     block_pool = scheduler.block_pool
-    slots, host = _residency(adapters)
+    slots, host = _tiers(adapters)
     return EngineState(
         num_running=len(running),
         num_waiting=len(waiting),
@@ -46,17 +46,17 @@ def look_at(
     )
 
 
-def _residency(adapters: AdapterPool) -> tuple[Residency, Residency]:
+def _tiers(adapters: AdapterPool) -> tuple[TierState, TierState]:
     contents = adapters.host_cache.contents()
     nbytes_of = {adapter.digest: adapter.nbytes for adapter in contents}
     in_slots = adapters.slots.residents()
-    slots = Residency(
+    slots = TierState(
         num_adapters=len(in_slots),
         nbytes=sum(nbytes_of.get(digest, 0) for digest in in_slots),
         num_pinned=adapters.slots.num_pinned,
         num_evictions=adapters.slots.num_evictions,
     )
-    host = Residency(
+    host = TierState(
         num_adapters=len(contents),
         nbytes=sum(adapter.nbytes for adapter in contents),
         num_pinned=adapters.host_cache.num_pinned,

@@ -30,6 +30,33 @@ class AdapterEvent:
     reason: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request for a completion, told after its end; None is what it never came to.
+
+    Times are in Unix nanoseconds. `adapter_name` is None for the base model, and when the request failed before its
+    adapter was found; `tier` is where the adapter was found. `finish_reason` is "stop", "length" and the like, "error"
+    (with `error_code`) or "disconnected". `traceparent` is the header of that name, as it came: hostile.
+    """
+
+    request_id: str
+    route: str
+    status: int
+    adapter_name: str | None
+    lora_int_id: int | None
+    digest: str | None
+    tier: Literal["slot", "host", "disk"] | None
+    principal: str | None
+    started_ns: int
+    first_token_ns: int | None
+    ended_ns: int
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    finish_reason: str
+    error_code: str | None
+    traceparent: str | None
+
+
 @hookspec
 def create_resolver(options: Mapping[str, str]) -> LoRAResolver | None:
     """Build this plugin's resolver from its own options; None means "installed, but not configured".
@@ -50,3 +77,8 @@ def authorize(principal: str | None, adapter_name: str) -> bool | None:
 @hookspec
 def adapter_event(event: AdapterEvent) -> None:
     """Take note of what happened to an adapter. Called after the fact; what is returned is ignored."""
+
+
+@hookspec
+def request_finished(record: RequestRecord) -> None:
+    """Take note of a request for a completion that has ended, well or not. What is returned is ignored."""

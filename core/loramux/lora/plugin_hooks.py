@@ -1,11 +1,11 @@
-"""PluginHooks: calls `authorize` and `adapter_event` of every plugin; a fault in one stays with that one."""
+"""PluginHooks: calls what plugins have to say or to hear while the server runs; a fault in one stays with that one."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 
-from loramux.lora.hookspecs import AdapterEvent
+from loramux.lora.hookspecs import AdapterEvent, RequestRecord
 from loramux.lora.loaded_plugin import LoadedPlugin
 
 logger = logging.getLogger(__name__)
@@ -16,6 +16,7 @@ class PluginHooks:
 
     def __init__(self, plugins: Sequence[LoadedPlugin] = ()) -> None:
         self._authorizers = [plugin for plugin in plugins if "authorize" in plugin.hook_names]
+        self._readers = [plugin for plugin in plugins if "request_finished" in plugin.hook_names]
         self._listeners = [plugin for plugin in plugins if "adapter_event" in plugin.hook_names]
 
     def authorize(self, principal: str | None, adapter_name: str) -> bool:
@@ -29,6 +30,14 @@ class PluginHooks:
                 plugin.hooks.adapter_event(event=event)
             except Exception:  # a plugin call
                 logger.exception("adapter_event failed plugin=%s kind=%s", plugin.name, event.kind)
+
+    def request_finished(self, record: RequestRecord) -> None:
+        """Tell every plugin; never raises."""
+        for plugin in self._readers:
+            try:
+                plugin.hooks.request_finished(record=record)
+            except Exception:  # a plugin call
+                logger.exception("request_finished failed plugin=%s request_id=%s", plugin.name, record.request_id)
 
 
 def _is_allowed_by(plugin: LoadedPlugin, principal: str | None, adapter_name: str) -> bool:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from loramux.metrics.state import Transition
 
 RESOLVER_BUCKETS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 LOAD_BUCKETS = (0.0005, 0.002, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+class ResolverStep(Protocol):
+    """What one resolver said of one name."""
+
+    @property
+    def resolver(self) -> str: ...
+
+    @property
+    def verdict(self) -> str: ...
+
+    @property
+    def milliseconds(self) -> float: ...
 
 
 class AdapterSeries:
@@ -35,11 +50,11 @@ class AdapterSeries:
             registry=registry,
         )
 
-    def count_verdict(self, resolver: str, verdict: str, seconds: float) -> None:
+    def count_step(self, step: ResolverStep) -> None:
         """Count what a resolver said; one that was not asked took no time."""
-        self._verdicts.labels(resolver, verdict).inc()
-        if verdict != "not asked":
-            self._resolver_seconds.labels(resolver).observe(seconds)
+        self._verdicts.labels(step.resolver, step.verdict).inc()
+        if step.verdict != "not asked":
+            self._resolver_seconds.labels(step.resolver).observe(step.milliseconds / 1000)
 
     def observe_load(self, transition: Transition, seconds: float) -> None:
         """Take the time of one adapter's step to the next tier."""

@@ -47,9 +47,9 @@ def _adapters(state: ServerState) -> Iterator[Metric]:
     if state.disk is not None:
         tiers["disk"] = state.disk
         yield _gauge("loramux:store_bytes", "Bytes of the store of fetched adapters.", state.disk.nbytes)
-    adapters: dict[str, float] = {tier: residency.num_adapters for tier, residency in tiers.items()}
-    nbytes: dict[str, float] = {tier: residency.nbytes for tier, residency in tiers.items()}
-    pinned: dict[str, float] = {tier: residency.num_pinned for tier, residency in tiers.items() if tier != "disk"}
+    adapters: dict[str, float] = {tier: held.num_adapters for tier, held in tiers.items()}
+    nbytes: dict[str, float] = {tier: held.nbytes for tier, held in tiers.items()}
+    pinned: dict[str, float] = {tier: held.num_pinned for tier, held in tiers.items() if tier != "disk"}
     yield _gauge_by("tier", "loramux:resident_adapters", "Adapters in a tier.", adapters)
     yield _gauge_by("tier", "loramux:resident_adapter_bytes", "Bytes of the adapters in a tier.", nbytes)
     yield _gauge_by("tier", "loramux:pinned_adapters", "Adapters that never leave a tier.", pinned)
@@ -59,8 +59,8 @@ def _adapters(state: ServerState) -> Iterator[Metric]:
     evictions = CounterMetricFamily(
         "loramux:adapter_evictions", "Adapters that left a tier for another one.", labels=("tier",)
     )
-    for tier, residency in tiers.items():
-        evictions.add_metric((tier,), residency.num_evictions)
+    for tier, held in tiers.items():
+        evictions.add_metric((tier,), held.num_evictions)
     yield evictions
     yield _gauge_by(
         "resolver", "loramux:resolver_pause_seconds", "For how long a failing resolver is left alone.", state.sources

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from loramux.metrics.adapter_labels import MAX_ADAPTER_LABELS, AdapterLabels
@@ -46,6 +47,10 @@ class Metrics:
         collector = _Collector(self._registry, state)
         try:
             encode, content_type = choose_encoder(accept)
+            if content_type.startswith("application/openmetrics-text"):
+                # In any other escaping prometheus_client 0.26 writes the colons of our names as underscores.
+                body = openmetrics.generate_latest(collector, escaping=openmetrics.ALLOWUTF8)
+                return Exposition(body, openmetrics.CONTENT_TYPE_LATEST)
             return Exposition(encode(collector), content_type)
         except (ValueError, TypeError):  # a version or an escaping that nobody has heard of
             return Exposition(generate_latest(collector), CONTENT_TYPE_PLAIN_0_0_4)

@@ -11,7 +11,7 @@ Transition = Literal["source_to_disk", "disk_to_host", "host_to_slot"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Residency:
+class TierState:
     """The adapters in one tier, and how many have been evicted from it to make room for others."""
 
     num_adapters: int = 0
@@ -37,8 +37,8 @@ class EngineState:
     kv_usage: float = 0.0
     num_slots_in_use: int = 0
     num_leases: int = 0
-    slots: Residency = Residency()
-    host: Residency = Residency()
+    slots: TierState = TierState()
+    host: TierState = TierState()
     num_steps: int = 0
     num_computed_tokens: int = 0
     num_preemptions: int = 0
@@ -55,5 +55,5 @@ class ServerState:
     num_served_adapters: int = 0
     num_loading_adapters: int = 0
     num_in_flight: int = 0
-    disk: Residency | None = None
+    disk: TierState | None = None
     sources: Mapping[str, float] = field(default_factory=dict)

@@ -9,18 +9,11 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 
-from loramux.server.request_id import request_id_of
+from loramux.server.exchange import EXCHANGE, Exchange
 
-_ROUTE = web.RequestKey("route", str)
+ACCESS_LOG = logging.getLogger("loramux.access")
 
 _MALFORMED = (HttpProcessingError, PayloadEncodingError)
-
-
-def note_route(request: web.Request) -> None:
-    """Keep where the request goes, for its line in the log."""
-    resource = request.match_info.route.resource
-    if resource is not None:
-        request[_ROUTE] = resource.canonical
 
 
 class ConnectionLogger(logging.LoggerAdapter[logging.Logger]):
@@ -35,28 +28,39 @@ class ConnectionLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 class AccessLogger(AbstractAccessLogger):
-    """Log method, route (not the raw address), status, duration and request id.
-
-    What is no HTTP at all never gets to a route, so that only `note_route` makes a request known here.
-    """
+    """Writes the line of each response that was sent; requests whose client left get theirs elsewhere."""
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Write the line."""
-        route = "-"
-        request_id = "-"
-        if isinstance(request, web.Request):
-            route = request.get(_ROUTE, route)
-            request_id = request_id_of(request)
-        self.logger.info(
-            "%s %s status=%d milliseconds=%.1f request_id=%s",
-            request.method,
-            route,
-            response.status,
-            time * 1000,
-            request_id,
-        )
+        """Write the line; `time` is in seconds."""
+        log_exchange(self.logger, request, response.status, time)
 
     @property
     def enabled(self) -> bool:
         """Whether lines go anywhere."""
         return self.logger.isEnabledFor(logging.INFO)
+
+
+def log_exchange(logger: logging.Logger, request: web.BaseRequest, status: int, seconds: float) -> None:
+    """Log method, route (not the raw address), status, duration and what came of it, as text and as fields.
+
+    What is no HTTP at all never gets to a route, and has no exchange.
+    """
+    exchange = request.get(EXCHANGE) or Exchange("-")
+    fields = {
+        "method": request.method,
+        "route": exchange.route,
+        "status": status,
+        "milliseconds": round(seconds * 1000, 1),
+        "request_id": exchange.request_id,
+        "adapter": exchange.adapter_name or "-",
+        "principal": exchange.principal_id or "-",
+        "prompt_tokens": exchange.num_prompt_tokens,
+        "completion_tokens": exchange.num_completion_tokens,
+    }
+    logger.info(
+        "%(method)s %(route)s status=%(status)d milliseconds=%(milliseconds).1f request_id=%(request_id)s "
+        "adapter=%(adapter)s principal=%(principal)s prompt_tokens=%(prompt_tokens)d "
+        "completion_tokens=%(completion_tokens)d",
+        fields,
+        extra=fields,
+    )

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 from loramux import __version__
 from loramux.errors import LoramuxError
 from loramux.server import health, openapi
-from loramux.server.access_log import AccessLogger, ConnectionLogger, note_route
+from loramux.server.access_log import ACCESS_LOG, AccessLogger, ConnectionLogger
 from loramux.server.adapter_list import list_adapters
 from loramux.server.adapters import (
     explain_adapter,
@@ -24,9 +24,12 @@ from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
 from loramux.server.completions import create_completion
 from loramux.server.connection import Runner
-from loramux.server.errors import describe, describe_http
+from loramux.server.errors import ErrorReply, describe, describe_http
+from loramux.server.event_loop_lag import watch_event_loop
+from loramux.server.exchange import note_error
 from loramux.server.limits import RATE_HEADERS, limit_requests
 from loramux.server.models import get_model, list_models
+from loramux.server.observing import observe
 from loramux.server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -37,6 +40,7 @@ from loramux.server.protocol import (
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 from loramux.server.request_id import request_id_of
 from loramux.server.routes import EVENTS, JSON, ROUTES, TEXT, Routes
+from loramux.server.scrape import show_metrics
 from loramux.server.state import SERVER, Server
 
 MAX_BODY_BYTES = 4 * 1024**2
@@ -48,11 +52,12 @@ logger = logging.getLogger(__name__)
 
 def build_app(server: Server) -> web.Application:
     """Put the routes together."""
-    middlewares = [_answer_errors, check_access(server.api_keys), limit_requests(server.limiter)]
+    middlewares = [observe, _answer_errors, check_access(server.api_keys), limit_requests(server.limiter)]
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
     app[SERVER] = server
     app[ROUTES] = Routes(app.router)
     app.on_response_prepare.append(_sign)
+    app.cleanup_ctx.append(watch_event_loop)
     _add_routes(app[ROUTES], server)
     app[ROUTES].check()
     app[openapi.DOCUMENT] = openapi.document(app[ROUTES], needs_key=server.api_keys.are_required)
@@ -63,6 +68,8 @@ def _add_routes(routes: Routes, server: Server) -> None:
     for path in ("/health", "/health/live"):
         routes.get(path, health.live, needs="public", answers=())
     routes.get("/health/ready", health.ready, needs="public", answers=())
+    routes.get("/health/sources", health.sources, needs="admin")
+    routes.get("/metrics", show_metrics, needs="metrics", answers=(TEXT,))
     routes.get("/version", _version, needs="any key")
     routes.get("/openapi.json", openapi.describe_api, needs="infer")
     routes.get("/v1/models", list_models, needs="infer")
@@ -93,25 +100,29 @@ def make_runner(app: web.Application) -> web.AppRunner:
         auto_decompress=False,
         logger=ConnectionLogger(logger),
         access_log_class=AccessLogger,
-        access_log=logging.getLogger("loramux.access"),
+        access_log=ACCESS_LOG,
     )
 
 
 @web.middleware
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn everything that goes wrong into the one shape of errors; outermost, so nothing escapes it."""
-    note_route(request)
+    """Turn everything that goes wrong into the one shape of errors; only what observes it all is around this."""
     try:
         return await handler(request)
     except web.HTTPException as exc:
-        return describe_http(exc, method=request.method, path=request.path).response()
+        return _respond(describe_http(exc, method=request.method, path=request.path))
     except LoramuxError as exc:
-        return describe(exc, request_id=request_id_of(request)).response()
+        return _respond(describe(exc, request_id=request_id_of(request)))
     except ConnectionError:  # the client is gone: there is nobody to tell
         raise
     except Exception as exc:
         logger.exception("request failed request_id=%s", request_id_of(request))
-        return describe(exc, request_id=request_id_of(request)).response()
+        return _respond(describe(exc, request_id=request_id_of(request)))
+
+
+def _respond(reply: ErrorReply) -> web.Response:
+    note_error(reply.code)
+    return reply.response()
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:

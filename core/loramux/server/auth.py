@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from loramux.server.errors import Refused
+from loramux.server.exchange import note_principal
 from loramux.server.principal import ANONYMOUS, Principal
 from loramux.server.routes import ROUTES
 
@@ -82,6 +83,7 @@ def check_access(keys: ApiKeys) -> Middleware:
             if needs != "any key" and needs not in principal.scopes:
                 raise Refused("insufficient_permissions", f"This API key does not have the scope '{needs}'.")
             request[_PRINCIPAL] = principal
+            note_principal(principal.id)
         return await handler(request)
 
     return check

@@ -17,8 +17,10 @@ from typing import Protocol
 from loramux.adapters.residency import Residency
 from loramux.errors import EngineDead
 from loramux.lora.request import LoRARequest
+from loramux.metrics.state import EngineState
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
+from loramux.server.exchange import note_output
 
 
 class Engine(Protocol):
@@ -47,6 +49,15 @@ class Engine(Protocol):
 
     def residencies(self) -> Mapping[int, Residency]:
         """Say where each adapter in host memory rests, by id."""
+        ...
+
+    @property
+    def seconds_in_step(self) -> float:
+        """For how long the engine has been at its present step; 0 while it waits for work."""
+        ...
+
+    def state(self) -> EngineState:
+        """What the engine holds now; never waits for it."""
         ...
 
 
@@ -142,6 +153,7 @@ async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -
     outputs = engine.generate(job.prompts[index], job.sampling_params, request_id, job.lora_request, tenant=job.tenant)
     try:
         async for output in outputs:
+            note_output(index, output)
             _raise_if_broken(output)
             mailbox.put(index, output)
     except Exception as exc:  # handed over to the request's own task, which raises it

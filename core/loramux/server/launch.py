@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -20,9 +22,11 @@ from loramux.adapters.registry import AdapterRegistry, Patience
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.engine.async_llm_engine import AsyncLLMEngine
 from loramux.errors import AdapterInvalid, ConfigInvalid, RequestInvalid
+from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.plugin_manager import PluginManager
 from loramux.lora.remote import RemoteLoRAResolver
 from loramux.lora.request import LoRARequest
+from loramux.metrics.metrics import Metrics
 from loramux.server.app import build_app, make_runner
 from loramux.server.arguments import API_KEY_VARIABLE
 from loramux.server.auth import ApiKeys
@@ -52,11 +56,15 @@ def serve(config: ServerConfig) -> int:
     with listener:
         plugins = PluginManager.start(config.plugins) if config.engine.enable_lora else None
         relay = EvictionRelay()
+        metrics = Metrics()
         with _store(config, plugins) as store:
             with show_loading(config.engine.model):
-                engine = AsyncLLMEngine.from_engine_args(config.engine, on_adapter_event=relay)
+                engine = AsyncLLMEngine.from_engine_args(
+                    config.engine, on_adapter_event=relay, on_adapter_load=metrics.adapters.observe_load
+                )
             try:
-                asyncio.run(_run(config, engine, plugins, store=store, listener=listener, relay=relay))
+                parts = _Parts(config, engine, plugins, store, metrics)
+                asyncio.run(_run(parts, listener=listener, relay=relay))
             finally:
                 engine.shutdown()
                 if plugins is not None:
@@ -65,22 +73,30 @@ def serve(config: ServerConfig) -> int:
     return 0
 
 
-async def _run(
-    config: ServerConfig,
-    engine: AsyncLLMEngine,
-    plugins: PluginManager | None,
-    *,
-    store: DiskStore | None,
-    listener: socket.socket,
-    relay: EvictionRelay,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What outlives the event loop."""
+
+    config: ServerConfig
+    engine: AsyncLLMEngine
+    plugins: PluginManager | None
+    store: DiskStore | None
+    metrics: Metrics
+
+    @property
+    def hooks(self) -> PluginHooks:
+        return PluginHooks() if self.plugins is None else self.plugins.hooks
+
+
+async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) -> None:
+    config, plugins, store = parts.config, parts.plugins, parts.store
     async with AsyncExitStack() as held:
-        registry = await held.enter_async_context(_registry(config, engine, plugins, store))
+        registry = await held.enter_async_context(_registry(parts))
         relay.connect(registry)
         await _load_modules(config.lora_modules, registry)
         api_keys = ApiKeys.from_keys(config.api_keys, None if config.keys_file is None else config.keys_file.keys)
         await held.enter_async_context(following(config.keys_file, api_keys))
-        server = _server(config, engine, registry, api_keys)
+        server = _server(parts, registry, api_keys)
         runner = make_runner(build_app(server))
         await runner.setup()
         try:
@@ -89,7 +105,9 @@ async def _run(
             await site.start()
             statuses = () if plugins is None else tuple(plugins.report())
             stored_nbytes = None if store is None else store.nbytes
-            show_start(StartScreen(engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes))
+            show_start(
+                StartScreen(parts.engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes)
+            )
             await stopping.wait()
             logger.info(
                 "stopping in_flight=%d: they get %g seconds; a second signal ends at once",
@@ -125,18 +143,21 @@ def _store(config: ServerConfig, plugins: PluginManager | None) -> Iterator[Disk
 
 
 @asynccontextmanager
-async def _registry(
-    config: ServerConfig, engine: AsyncLLMEngine, plugins: PluginManager | None, store: DiskStore | None
-) -> AsyncIterator[AdapterRegistry]:
-    materializer = None if store is None else Materializer(store)
-    chain = ResolverChain(() if plugins is None else plugins.resolvers, materializer)
+async def _registry(parts: _Parts) -> AsyncIterator[AdapterRegistry]:
+    config, adapters = parts.config, parts.metrics.adapters
+    materializer = None
+    if parts.store is not None:
+        materializer = Materializer(parts.store, on_fetched=partial(adapters.observe_load, "source_to_disk"))
+    chain = ResolverChain(
+        () if parts.plugins is None else parts.plugins.resolvers, materializer, on_step=adapters.count_step
+    )
     registry = AdapterRegistry(
         config.engine.base_model_names,
         chain,
-        load=engine.load_adapter,
-        unload=engine.remove_lora,
-        memory=engine,
-        hooks=None if plugins is None else plugins.hooks,
+        load=parts.engine.load_adapter,
+        unload=parts.engine.remove_lora,
+        memory=parts.engine,
+        hooks=parts.hooks,
         patience=Patience(lora_wait_seconds=config.lora_wait_seconds),
     )
     try:
@@ -155,7 +176,8 @@ def _set_alias(registry: AdapterRegistry, alias: str, target: str) -> None:
         raise ConfigInvalid(f"--lora-alias {alias}={target}: {exc}") from exc
 
 
-def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegistry, api_keys: ApiKeys) -> Server:
+def _server(parts: _Parts, registry: AdapterRegistry, api_keys: ApiKeys) -> Server:
+    config, engine = parts.config, parts.engine
     return Server(
         engine=engine,
         tokenizer=engine.tokenizer,
@@ -168,6 +190,9 @@ def _server(config: ServerConfig, engine: AsyncLLMEngine, registry: AdapterRegis
         api_keys=api_keys,
         allow_runtime_updates=config.allow_runtime_updates and config.engine.enable_lora,
         allowed_lora_roots=config.allowed_lora_roots,
+        metrics=parts.metrics,
+        hooks=parts.hooks,
+        store=parts.store,
     )
 
 

@@ -13,6 +13,7 @@ from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterNotFound
 from loramux.lora.request import LoRARequest
 from loramux.server.auth import principal_of
+from loramux.server.exchange import note_model
 from loramux.server.principal import Principal
 from loramux.server.state import SERVER, Server
 
@@ -38,11 +39,13 @@ async def choose_model(server: Server, name: str | None, principal: Principal) -
     if not may_use(server, principal, model):  # before anything is looked up: what exists shows in no answer
         raise AdapterNotFound(model)
     if name is None:
+        note_model(None)
         yield ModelChoice(model, None)
         return
     if not server.registry.is_at_hand(name):
         server.limiter.count_new_adapter(principal)
     async with server.registry.use(name, principal.id) as served:
+        note_model(served)
         yield ModelChoice(name, None if served is None else served.lora_request)
 
 

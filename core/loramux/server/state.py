@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
+from loramux.adapters.disk_store import DiskStore
 from loramux.adapters.registry import AdapterRegistry
+from loramux.lora.plugin_hooks import PluginHooks
+from loramux.metrics.metrics import Metrics
 from loramux.server.auth import ApiKeys
 from loramux.server.generation import Engine
 from loramux.server.in_flight import InFlight
@@ -53,6 +56,9 @@ class Server:
     allowed_lora_roots: tuple[Path, ...] | None = None
     in_flight: InFlight = field(default_factory=InFlight)
     limiter: Limiter = field(default_factory=Limiter)
+    metrics: Metrics = field(default_factory=Metrics)
+    hooks: PluginHooks = field(default_factory=PluginHooks)
+    store: DiskStore | None = None
 
 
 SERVER = web.AppKey("server", Server)

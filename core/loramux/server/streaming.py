@@ -16,6 +16,7 @@ from aiohttp import web
 
 from loramux.errors import LoramuxError
 from loramux.server.errors import describe
+from loramux.server.exchange import note_error
 from loramux.server.in_flight import InFlight
 from loramux.server.request_id import request_id_of
 
@@ -61,7 +62,9 @@ def _error_event(error: Exception, request: web.Request) -> Event:
     request_id = request_id_of(request)
     if not isinstance(error, LoramuxError):
         logger.error("stream failed request_id=%s", request_id, exc_info=error)
-    return describe(error, request_id=request_id).body
+    reply = describe(error, request_id=request_id)
+    note_error(reply.code)
+    return reply.body
 
 
 def _encoded(event: Event) -> bytes:

@@ -19,6 +19,7 @@ from loramux.errors import ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
+from loramux.metrics.metrics import Metrics
 from loramux.server.app import build_app, make_runner
 from loramux.server.state import Server
 from loramux.server.vocabulary import Vocabulary
@@ -89,8 +90,13 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-async def registry(engine: FakeEngine) -> AsyncIterator[AdapterRegistry]:
-    chain = ResolverChain([ActiveResolver("found", FoundResolver())])
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def registry(engine: FakeEngine, metrics: Metrics) -> AsyncIterator[AdapterRegistry]:
+    chain = ResolverChain([ActiveResolver("found", FoundResolver())], on_step=metrics.adapters.count_step)
     registry = AdapterRegistry(
         ["llama", "base"], chain, load=engine.load_adapter, unload=engine.remove_lora, memory=engine
     )
@@ -100,7 +106,9 @@ async def registry(engine: FakeEngine) -> AsyncIterator[AdapterRegistry]:
 
 
 @pytest.fixture
-async def start(engine: FakeEngine, registry: AdapterRegistry) -> AsyncIterator[Callable[..., Awaitable[Client]]]:
+async def start(
+    engine: FakeEngine, registry: AdapterRegistry, metrics: Metrics
+) -> AsyncIterator[Callable[..., Awaitable[Client]]]:
     """Start a server with settings of its own."""
     runners: list[web.AppRunner] = []
     sessions: list[aiohttp.ClientSession] = []
@@ -115,6 +123,7 @@ async def start(engine: FakeEngine, registry: AdapterRegistry) -> AsyncIterator[
             model_root="org/llama",
             max_model_len=100,
             created=1_700_000_000,
+            metrics=metrics,
             **settings,
         )
         runner = make_runner(build_app(server))

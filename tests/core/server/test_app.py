@@ -8,24 +8,6 @@ import pytest
 
 from loramux import __version__
 
-HEALTH = ["/health", "/health/live", "/health/ready"]
-
-
-@pytest.mark.parametrize("path", HEALTH)
-async def test_health_is_empty_while_the_engine_runs(client, path: str) -> None:
-    reply = await client.get(path)
-
-    assert (reply.status, reply.text) == (200, "")
-
-
-@pytest.mark.parametrize("path", HEALTH)
-async def test_health_fails_with_the_engine(client, engine, path: str) -> None:
-    engine.is_running = False
-
-    reply = await client.get(path)
-
-    assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
-
 
 async def test_the_version_is_the_packages(client) -> None:
     assert (await client.get("/version")).json == {"version": __version__}
