@@ -61,11 +61,12 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Client:
-    """Talks to one server; `server` is its insides."""
+    """Talks to one server; `server` is its insides, `statuses` those of all its responses so far."""
 
     session: aiohttp.ClientSession
     url: str
     server: Server
+    statuses: list[int]
 
     async def request(self, method: str, path: str, **options: Any) -> Reply:
         async with self.session.request(method, self.url + path, **options) as response:
@@ -126,12 +127,19 @@ async def start(
             metrics=metrics,
             **settings,
         )
-        runner = make_runner(build_app(server))
+        statuses: list[int] = []
+
+        async def count(_: web.Request, response: web.StreamResponse) -> None:
+            statuses.append(response.status)
+
+        app = build_app(server)
+        app.on_response_prepare.append(count)
+        runner = make_runner(app)
         runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         sessions.append(aiohttp.ClientSession())
-        return Client(sessions[-1], f"http://127.0.0.1:{runner.addresses[0][1]}", server)
+        return Client(sessions[-1], f"http://127.0.0.1:{runner.addresses[0][1]}", server, statuses)
 
     yield start
     for session in sessions:
