@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -43,9 +44,13 @@ async def serve_engine(
     relay: EvictionRelay | None = None,
     metrics: Metrics | None = None,
     hooks: PluginHooks | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     **registry_options: Any,
 ) -> AsyncIterator[ServedEngine]:
-    """Serve on a free loopback port until the end; the base model is called "tiny". The engine is the caller's."""
+    """Serve on a free loopback port until the end; the base model is called "tiny". The engine is the caller's.
+
+    `settings` are more fields of Server.
+    """
     metrics = metrics or Metrics()
     chain = ResolverChain(resolvers, fetcher, on_step=metrics.adapters.count_step)
     registry = AdapterRegistry(
@@ -64,6 +69,7 @@ async def serve_engine(
         created=int(time.time()),
         metrics=metrics,
         hooks=hooks or PluginHooks(),
+        **settings,
     )
     runner = make_runner(build_app(server))
     await runner.setup()

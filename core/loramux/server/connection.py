@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 
-from loramux.server.errors import Refused, describe
+from loramux.server.errors import Refused, describe, describe_http
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 
 
@@ -15,7 +17,20 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server.request_handler, request_factory=server.request_factory, **self._kwargs)
+        return _Server(_Handler(server.request_handler), request_factory=server.request_factory, **self._kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    """What aiohttp answers before any middleware is asked, such as an unknown `Expect`, in the one shape, too."""
+
+    handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self.handle(request)
+        except web.HTTPException as exc:
+            return describe_http(exc, method=request.method, path=request.path).response()
 
 
 class _Server(web.Server):

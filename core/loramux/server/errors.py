@@ -160,6 +160,8 @@ def describe_http(error: web.HTTPException, *, method: str, path: str) -> ErrorR
             return _reply("method_not_allowed", message, headers={"Allow": error.headers.get("Allow", "")})
         case web.HTTPRequestEntityTooLarge():
             return _reply("request_too_large", "The request body is too large.")
+        case web.HTTPExpectationFailed():
+            return _reply("unsupported_encoding", "The only accepted 'Expect' header is 100-continue.")
         case _:
             return _reply("invalid_value", f"The request could not be understood ({error.status}).")
 

@@ -10,9 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
-from loramux.server.errors import Refused, describe
 from loramux.server.principal import Scope
-from loramux.server.request_id import request_id_of
 
 Access = Scope | Literal["public", "any key"]
 """Who may ask: everybody, whoever has a key, or whoever's key has this scope."""
@@ -69,7 +67,7 @@ class Routes:
         """Answer POST with a body that the handler reads by `read_body`."""
         resource = self._router.add_resource(path)
         route = Route("POST", resource.canonical, handler, needs, body=body, answers=answers)
-        self._routes[resource.add_route("POST", handler, expect_handler=_continue_or_refuse)] = route
+        self._routes[resource.add_route("POST", handler)] = route
 
     def access_to(self, route: web.AbstractRoute) -> Access:
         """Say what a route needs; whoever asks for an unknown address needs a key, too."""
@@ -86,13 +84,3 @@ class Routes:
 
 
 ROUTES = web.AppKey("routes", Routes)
-
-
-async def _continue_or_refuse(request: web.Request) -> web.StreamResponse | None:
-    """Answer an `Expect` header before the body comes; aiohttp's own refusal is plain text."""
-    if request.headers.get("Expect", "").lower() == "100-continue":
-        if request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return None
-    refused = Refused("unsupported_encoding", "The only accepted 'Expect' header is 100-continue.")
-    return describe(refused, request_id=request_id_of(request)).response()

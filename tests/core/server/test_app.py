@@ -66,8 +66,9 @@ async def test_a_large_body_may_ask_before_it_comes(client) -> None:
     assert reply.status == 200
 
 
-async def test_other_expectations_are_refused_in_json(client) -> None:
-    reply = await client.post("/v1/completions", {"prompt": "x"}, headers={"Expect": "coffee"})
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/models", "/nowhere"])
+async def test_other_expectations_are_refused_in_json(client, path: str) -> None:
+    reply = await client.post(path, {"prompt": "x"}, headers={"Expect": "coffee"})
 
     assert (reply.status, reply.error["code"]) == (415, "unsupported_encoding")
 
