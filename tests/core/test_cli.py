@@ -83,6 +83,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
         *("--resolver-option", "hub.repos=a/b"),
         *("--config", str(tmp_path / "options.toml")),
         *("--allowed-lora-roots", str(tmp_path)),
+        *("--log-format", "json"),
         LORAMUX_ALLOW_RUNTIME_LORA_UPDATING="True",
     )
 
@@ -93,6 +94,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
     assert config.plugins.options.file == {"filesystem": {"root": "/file"}}
     assert config.allow_runtime_updates
     assert config.allowed_lora_roots == (tmp_path.resolve(),)
+    assert config.log_format == "json"
 
 
 def test_the_key_of_the_environment_counts_when_no_flag_gives_one() -> None:

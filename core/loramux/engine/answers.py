@@ -166,6 +166,11 @@ class RequestGroup:
             self.prompt_logprobs = [None]
         self.prompt_logprobs += [None if token is None else logprob_table(token, tokenizer) for token in tokens]
 
+    def log_fields(self) -> dict[str, str]:
+        """Which request a line of the log is about."""
+        adapter = "-" if self.lora_request is None else self.lora_request.lora_name
+        return {"request_id": self.request_id, "adapter": adapter}
+
     def note_scheduled(self, now: float) -> None:
         """Record that a step computes some of this request."""
         if self.first_scheduled_time is None:

@@ -282,7 +282,7 @@ class LLMEngine:
             except RequestInvalid as error:
                 group.error = error
             except Exception:  # the border: what one request's tokens break ends that request alone
-                logger.exception("update failed request=%s", group.request_id)
+                logger.exception("update failed request=%s", group.request_id, extra=group.log_fields())
                 group.error = RequestFailed(f"request {group.request_id!r}: its tokens could not be turned into text")
             if answer.finish_reason is not None:
                 self._finish_sequence(answer)

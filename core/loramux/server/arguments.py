@@ -16,6 +16,7 @@ from loramux.lora.plugin_manager import PluginConfig
 from loramux.lora.resolver_options import ResolverOptions
 from loramux.server.config import ServerConfig, StoreConfig
 from loramux.server.keys_file import KeysFile
+from loramux.server.log_format import LogFormat
 from loramux.server.lora_modules import parse_lora_modules
 
 ENGINE_OPTIONS = (
@@ -89,6 +90,7 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
         host=arguments.host,
         port=arguments.port,
         api_keys=tuple(arguments.api_key or ([key_of_environment] if key_of_environment else [])),
+        log_format=arguments.log_format,
         keys_file=None if arguments.keys_file is None else KeysFile.read(arguments.keys_file),
         is_insecure=arguments.insecure,
         lora_modules=tuple(parse_lora_modules(arguments.lora_modules)),
@@ -131,6 +133,9 @@ def _add_address(group: argparse._ArgumentGroup) -> None:
         "--api-key", nargs="+", action="extend", metavar="KEY", help="keys that may do everything (LORAMUX_API_KEY)"
     )
     group.add_argument("--keys-file", type=Path, metavar="FILE.toml", help="[[keys]] tables with scopes and limits")
+    group.add_argument(
+        "--log-format", choices=get_args(LogFormat), default="text", help="of standard error (%(default)s)"
+    )
     group.add_argument("--insecure", action="store_true", help="let other machines in without a key")
 
 

@@ -14,6 +14,7 @@ from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
 from loramux.server.keys_file import KeysFile
+from loramux.server.log_format import LogFormat
 
 ADAPTER_NAME_RULE = "1 to 255 of A-Z a-z 0-9 . _ : @ / + -, a letter or digit first, no empty, '.' or '..' segment"
 
@@ -60,6 +61,7 @@ class ServerConfig:
     lora_aliases: tuple[tuple[str, str], ...] = ()
     lora_wait_seconds: float = 30.0
     store: StoreConfig = field(default_factory=StoreConfig)
+    log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -33,6 +32,7 @@ from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
 from loramux.server.keys_file import following
 from loramux.server.loading import show_loading
+from loramux.server.log_format import configure_logging
 from loramux.server.lora_modules import refused_module
 from loramux.server.screen import StartScreen, show_start
 from loramux.server.state import Server
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 def serve(config: ServerConfig) -> int:
     """Serve until a signal comes; raises a LoramuxError that says why when it cannot start."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    configure_logging(config.log_format)
     warn(config)
     listener = bind(config.host, config.port)  # first: a port that is taken shows before minutes of loading
     with listener:
@@ -58,7 +58,7 @@ def serve(config: ServerConfig) -> int:
         relay = EvictionRelay()
         metrics = Metrics()
         with _store(config, plugins) as store:
-            with show_loading(config.engine.model):
+            with show_loading(config.engine.model, is_quiet=config.log_format == "json"):
                 engine = AsyncLLMEngine.from_engine_args(
                     config.engine, on_adapter_event=relay, on_adapter_load=metrics.adapters.observe_load
                 )

@@ -19,9 +19,9 @@ from loramux import __version__
 
 
 @contextmanager
-def show_loading(model: str) -> Iterator[None]:
-    """Say on standard error what is loaded, and how far it is."""
-    console = Console(stderr=True)
+def show_loading(model: str, *, is_quiet: bool = False) -> Iterator[None]:
+    """Say on standard error what is loaded, and how far it is; or nothing at all, not even what transformers would."""
+    console = Console(stderr=True, quiet=is_quiet)
     console.print(Text(f"loramux {__version__}: loading {model}"))
     bars = _Bars(console)
     previous = transformers_logging.set_tqdm_hook(bars.new)
@@ -39,7 +39,8 @@ class _Bars:
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        is_shown = console.is_terminal and not console.quiet
+        self.progress = Progress(*columns, console=console, transient=True, disable=not is_shown)
 
     def new(self, _: Callable[..., Any], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> _Bar:
         """Stand in for tqdm: takes its arguments, gives what is used like one."""
