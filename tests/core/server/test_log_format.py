@@ -4,8 +4,10 @@ import asyncio
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from loramux.server.auth import ApiKeys
 from loramux.server.exchange import Exchange
 from loramux.server.log_format import LogFormat, _log_uncaught, make_handler
 
+DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 CANARY = "canary5150"
 CHAT = {"model": "found/sql", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -108,6 +111,8 @@ async def test_the_access_line_has_fields(client, log: Log) -> None:
         "adapter": "found/sql",
         "principal": "-",
     }
+    documented = re.findall(r"`(\w+)`", DOCS.read_text(encoding="utf-8").partition("## The log")[2])
+    assert set(line) <= set(documented)
     assert (line["prompt_tokens"], line["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
 
 
