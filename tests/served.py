@@ -33,7 +33,7 @@ class Served:
 
 @contextmanager
 def serving(*arguments: str, log: Path, **environment: str) -> Iterator[Served]:
-    """Start a server on a free port, and end it with SIGTERM if the test has not."""
+    """Start a server on a free port, and end it with SIGINT if the test has not."""
     command = [sys.executable, "-m", "loramux.cli", "serve", *arguments, "--port", "0"]
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -53,7 +53,7 @@ def serving(*arguments: str, log: Path, **environment: str) -> Iterator[Served]:
     finally:
         watchdog.cancel()
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)  # SIGTERM would leave the door open for a while
         process.wait(START_SECONDS)
         assert process.stdout is not None
         process.stdout.close()

@@ -133,7 +133,7 @@ async def _server(s3_endpoint: str) -> AsyncIterator[str]:
         await _until_healthy(url)
         yield url
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         await process.wait()
 
 

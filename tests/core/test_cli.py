@@ -12,6 +12,7 @@ from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.server.arguments import read_server_config
 from loramux.server.config import LoRAModule, ServerConfig
+from loramux.server.shutdown import StopConfig
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
         *("--host", "0.0.0.0"),
         *("--port", "0"),
         *("--api-key", "one", "two"),
+        *("--drain-delay", "1.5", "--grace", "30"),
         *("--lora-resolvers", "filesystem, hub"),
         *("--resolver-option", "filesystem.root=/flag"),
         *("--resolver-option", "hub.repos=a/b"),
@@ -88,6 +90,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
     )
 
     assert config.lora_modules == (LoRAModule("sql", "/sql"), LoRAModule("json", "/json"))
+    assert config.stop == StopConfig(drain_delay_seconds=1.5, grace_seconds=30)
     assert (config.host, config.port, config.api_keys) == ("0.0.0.0", 0, ("one", "two"))
     assert config.plugins.resolver_names == ("filesystem", "hub")
     assert config.plugins.options.of("filesystem", {"filesystem", "hub"}) == {"root": "/flag"}

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import openai
 import pytest
 
@@ -23,7 +24,8 @@ def endless_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def served(endless_llama: Path, tmp_path: Path) -> Iterator[Served]:
-    with serving(str(endless_llama), "--kv-cache-memory-bytes", "64MiB", log=tmp_path / "log") as served:
+    times = ("--drain-delay", "0.1", "--grace", "0.5")
+    with serving(str(endless_llama), *times, "--kv-cache-memory-bytes", "64MiB", log=tmp_path / "log") as served:
         yield served
 
 
@@ -69,6 +71,28 @@ def test_the_first_signal_ends_every_stream_with_an_error_and_the_process_with_z
     log = served.log.read_text()
     assert "Traceback" not in log
     assert log.splitlines()[-1].endswith("loramux.server.launch: stopped")
+
+
+async def test_sigterm_leaves_the_door_open_for_a_while_but_says_so(endless_llama: Path, tmp_path: Path) -> None:
+    delay = ("--drain-delay", "3600", "--kv-cache-memory-bytes", "8MiB")
+    with serving(str(endless_llama), *delay, log=tmp_path / "log") as served:
+        async with aiohttp.ClientSession(served.url) as client:
+
+            async def get(path: str) -> tuple[int, str | None]:
+                async with client.get(path) as reply:
+                    return reply.status, reply.headers.get("Connection")
+
+            first = await get("/health/ready")
+            served.signal(signal.SIGTERM)
+            while (ready := await get("/health/ready"))[0] == 200:
+                pass
+            live = await get("/health/live")
+            async with client.post("/v1/completions", json={"prompt": "x", "max_tokens": 2}) as answer:
+                answered = (answer.status, answer.headers.get("Connection"))
+        served.signal(signal.SIGTERM)
+
+        assert served.wait() == 128 + signal.SIGTERM
+    assert (first, ready, live, answered) == ((200, None), (503, "close"), (200, "close"), (200, "close"))
 
 
 def test_the_second_signal_ends_the_process_at_once(served: Served, endless_llama: Path) -> None:

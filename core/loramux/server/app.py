@@ -129,6 +129,10 @@ async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = "loramux"
     response.headers[REQUEST_ID_HEADER] = request_id_of(request)
     response.headers.update(request.get(RATE_HEADERS, {}))
+    if not request.app[SERVER].in_flight.is_ready:  # so that no client keeps a connection that is about to go
+        response.headers["Connection"] = "close"
+    if response.headers.get("Connection") == "close":
+        response.force_close()
 
 
 async def _version(_: web.Request) -> web.Response:

@@ -14,8 +14,8 @@ from loramux.config import BaseMatch, DeviceName, DTypeName, EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
 from loramux.lora.resolver_options import ResolverOptions
+from loramux.server.access_arguments import add_access_arguments, read_access
 from loramux.server.config import ServerConfig, StoreConfig
-from loramux.server.keys_file import KeysFile
 from loramux.server.log_format import LogFormat
 from loramux.server.lora_modules import parse_lora_modules
 
@@ -52,7 +52,6 @@ _LORA_OPTIONS = (
     "base_match",
 )
 
-API_KEY_VARIABLE = "LORAMUX_API_KEY"
 STORE_VARIABLE = "LORAMUX_STORE"
 _UPDATING = "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING"
 
@@ -63,7 +62,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--served-model-name", nargs="+", action="extend", metavar="NAME", help="names of the base model (the path)"
     )
-    _add_address(parser.add_argument_group("address and access"))
+    add_access_arguments(parser)
+    parser.add_argument(
+        "--log-format", choices=get_args(LogFormat), default="text", help="of standard error (%(default)s)"
+    )
     _add_adapters(parser.add_argument_group("adapters"))
     add_resolver_arguments(parser)
     _add_engine(parser.add_argument_group("engine"))
@@ -84,15 +86,10 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
     _refuse_without_lora(arguments)
     given = {name: value for name in ENGINE_OPTIONS if (value := getattr(arguments, name)) is not None}
     engine = EngineArgs(model=arguments.model, served_model_name=tuple(arguments.served_model_name or ()), **given)
-    key_of_environment = environment.get(API_KEY_VARIABLE)
     return ServerConfig(
         engine=engine,
-        host=arguments.host,
-        port=arguments.port,
-        api_keys=tuple(arguments.api_key or ([key_of_environment] if key_of_environment else [])),
+        **read_access(arguments, environment),
         log_format=arguments.log_format,
-        keys_file=None if arguments.keys_file is None else KeysFile.read(arguments.keys_file),
-        is_insecure=arguments.insecure,
         lora_modules=tuple(parse_lora_modules(arguments.lora_modules)),
         plugins=read_plugin_config(arguments, environment),
         allow_runtime_updates=_read_switch(_UPDATING, environment.get(_UPDATING, "")),
@@ -124,19 +121,6 @@ def _refuse_without_lora(arguments: argparse.Namespace) -> None:
     for name in _LORA_OPTIONS:
         if getattr(arguments, name) not in (None, []):
             raise ConfigInvalid(f"--{name.replace('_', '-')} needs --enable-lora")
-
-
-def _add_address(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    group.add_argument("--port", type=int, default=8000, help="port to listen on; 0 = any free one (%(default)s)")
-    group.add_argument(
-        "--api-key", nargs="+", action="extend", metavar="KEY", help="keys that may do everything (LORAMUX_API_KEY)"
-    )
-    group.add_argument("--keys-file", type=Path, metavar="FILE.toml", help="[[keys]] tables with scopes and limits")
-    group.add_argument(
-        "--log-format", choices=get_args(LogFormat), default="text", help="of standard error (%(default)s)"
-    )
-    group.add_argument("--insecure", action="store_true", help="let other machines in without a key")
 
 
 def _add_adapters(group: argparse._ArgumentGroup) -> None:

@@ -15,6 +15,7 @@ from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
 from loramux.server.keys_file import KeysFile
 from loramux.server.log_format import LogFormat
+from loramux.server.shutdown import StopConfig
 
 ADAPTER_NAME_RULE = "1 to 255 of A-Z a-z 0-9 . _ : @ / + -, a letter or digit first, no empty, '.' or '..' segment"
 
@@ -54,6 +55,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     keys_file: KeysFile | None = None
     is_insecure: bool = False
+    stop: StopConfig = field(default_factory=StopConfig)
     lora_modules: tuple[LoRAModule, ...] = ()
     plugins: PluginConfig = field(default_factory=PluginConfig)
     allow_runtime_updates: bool = False

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from loramux.errors import EngineDead, EngineOverloaded
 from loramux.server.generation import Engine
+from loramux.server.in_flight import draining
 from loramux.server.state import SERVER
 
 LONGEST_STEP_SECONDS = 30.0
@@ -22,7 +23,8 @@ async def live(request: web.Request) -> web.Response:
 async def ready(request: web.Request) -> web.Response:
     """Answer while new requests are welcome; sources of adapters do not count, what is resident is served without."""
     server = request.app[SERVER]
-    server.in_flight.check_accepting()
+    if not server.in_flight.is_ready:
+        raise draining()
     _check(server.engine)
     state = server.engine.state()
     if state.num_waiting >= MAX_WAITING_BATCHES * state.max_num_seqs:

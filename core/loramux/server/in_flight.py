@@ -20,6 +20,7 @@ class InFlight:
         self._limits: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.is_ready = True
         self.is_draining = False
 
     def __len__(self) -> int:
@@ -28,7 +29,8 @@ class InFlight:
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
         """Hold a place while a request is answered; raises Refused once the server is stopping."""
-        self.check_accepting()
+        if self.is_draining:
+            raise draining()
         limit = asyncio.timeout(None)
         try:
             async with limit:
@@ -37,24 +39,28 @@ class InFlight:
                 yield
         except TimeoutError:
             if limit.expired():
-                raise _draining() from None
+                raise draining() from None
             raise
         finally:
             self._limits.discard(limit)
             if not self._limits:
                 self._idle.set()
 
-    def check_accepting(self) -> None:
-        """Raise Refused once the server is stopping."""
-        if self.is_draining:
-            raise _draining()
+    def stop_being_ready(self) -> None:
+        """Let it be known that the server stops soon; requests are still admitted."""
+        self.is_ready = False
+
+    def stop_admitting(self) -> None:
+        """Admit nobody from now on."""
+        self.is_ready = False
+        self.is_draining = True
 
     async def drain(self, *, grace_seconds: float, farewell_seconds: float) -> None:
         """Admit nobody, let the admitted finish, then end what is left; returns when nothing is in flight.
 
         `farewell_seconds` bounds how long a request may take to tell its client that it was ended.
         """
-        self.is_draining = True
+        self.stop_admitting()
         if await self._is_idle_within(grace_seconds):
             return
         now = asyncio.get_running_loop().time()
@@ -71,5 +77,6 @@ class InFlight:
         return True
 
 
-def _draining() -> Refused:
+def draining() -> Refused:
+    """What is said to who comes too late."""
     return Refused("server_draining", "The server is shutting down. Retry shortly.")

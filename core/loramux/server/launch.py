@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-
-from aiohttp import web
 
 from loramux.adapters.disk_store import DiskStore
 from loramux.adapters.materializer import Materializer
@@ -26,8 +22,8 @@ from loramux.lora.plugin_manager import PluginManager
 from loramux.lora.remote import RemoteLoRAResolver
 from loramux.lora.request import LoRARequest
 from loramux.metrics.metrics import Metrics
+from loramux.server.access_arguments import API_KEY_VARIABLE
 from loramux.server.app import build_app, make_runner
-from loramux.server.arguments import API_KEY_VARIABLE
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
 from loramux.server.keys_file import following
@@ -35,13 +31,9 @@ from loramux.server.loading import show_loading
 from loramux.server.log_format import configure_logging
 from loramux.server.lora_modules import refused_module
 from loramux.server.screen import StartScreen, show_start
+from loramux.server.shutdown import Door, expect_signal, stop_serving
 from loramux.server.state import Server
 from loramux.server.vocabulary import Vocabulary
-
-GRACE_SECONDS = 5.0
-"""How long requests may go on after the first signal; then they are told that the server stops."""
-
-FAREWELL_SECONDS = 2.0
 
 BACKLOG = 1024
 
@@ -100,22 +92,14 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         runner = make_runner(build_app(server))
         await runner.setup()
         try:
-            stopping = _stop_on_signal()
-            site = web.SockSite(runner, listener, backlog=BACKLOG)
-            await site.start()
+            first_signal = expect_signal()
+            door = await Door.open(runner, listener, backlog=BACKLOG)
             statuses = () if plugins is None else tuple(plugins.report())
             stored_nbytes = None if store is None else store.nbytes
             show_start(
                 StartScreen(parts.engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes)
             )
-            await stopping.wait()
-            logger.info(
-                "stopping in_flight=%d: they get %g seconds; a second signal ends at once",
-                len(server.in_flight),
-                GRACE_SECONDS,
-            )
-            await site.stop()
-            await server.in_flight.drain(grace_seconds=GRACE_SECONDS, farewell_seconds=FAREWELL_SECONDS)
+            await stop_serving(door, server.in_flight, config.stop, await first_signal)
         finally:
             await runner.cleanup()
 
@@ -212,21 +196,6 @@ class EvictionRelay:
         if kind != "evicted" or self._loop is None or self._registry is None or self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._registry.notify_evicted, request.lora_int_id)
-
-
-def _stop_on_signal() -> asyncio.Event:
-    """Set the event at the first SIGINT or SIGTERM; the second one ends the process at once."""
-    stopping = asyncio.Event()
-
-    def stop(number: signal.Signals) -> None:
-        if stopping.is_set():
-            os._exit(128 + number)
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    return stopping
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -40,7 +40,7 @@ async def test_a_long_step_is_no_reason_for_alarm(client, engine) -> None:
 
 
 async def test_a_server_that_stops_is_alive_but_not_ready(client) -> None:
-    client.server.in_flight.is_draining = True
+    client.server.in_flight.stop_admitting()
 
     reply = await client.get("/health/ready")
 

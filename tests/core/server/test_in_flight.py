@@ -116,6 +116,17 @@ async def test_new_requests_are_refused_while_the_server_stops(client) -> None:
     assert replies[0].headers["Connection"] == "close"
 
 
+async def test_no_client_keeps_a_connection_to_a_server_that_stops(client) -> None:
+    before = await client.complete()
+    client.server.in_flight.stop_being_ready()
+
+    during, ready = await client.complete(), await client.get("/health/ready")
+
+    assert "Connection" not in before.headers
+    assert (during.status, during.headers["Connection"]) == (200, "close")
+    assert (ready.status, ready.error["code"]) == (503, "server_draining")
+
+
 async def test_a_server_that_stops_is_alive_but_not_ready(client) -> None:
     await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=0)
 
