@@ -3,9 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.venv/installed: pyproject.toml constraints.txt plugins/filesystem/pyproject.toml plugins/hub/pyproject.toml plugins/s3/pyproject.toml contrib/fsspec/pyproject.toml contrib/mlflow/pyproject.toml contrib/resolver-template/pyproject.toml
+.venv/installed: pyproject.toml constraints.txt plugins/filesystem/pyproject.toml plugins/hub/pyproject.toml plugins/s3/pyproject.toml contrib/fsspec/pyproject.toml contrib/mlflow/pyproject.toml contrib/otel/pyproject.toml contrib/resolver-template/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt -e ".[dev]" -e plugins/filesystem -e plugins/hub -e plugins/s3 -e contrib/fsspec -e contrib/mlflow -e contrib/resolver-template
+	$(BIN)/pip install -c constraints.txt -e ".[dev]" -e plugins/filesystem -e plugins/hub -e plugins/s3 -e contrib/fsspec -e contrib/mlflow -e contrib/otel -e contrib/resolver-template
 	touch $@
 
 demo: .venv/installed

@@ -107,7 +107,7 @@ def test_the_example_of_request_finished_counts_tokens(manager: PluginManager, e
 def test_every_field_of_a_record_and_of_an_event_is_documented() -> None:
     for described in (RequestRecord, AdapterEvent):
         for field in dataclasses.fields(described):
-            assert f"`{field.name}`" in README or f"event.{field.name}`" in README, field.name
+            assert f"`{field.name}`" in README or f"`event.{field.name}`" in README, field.name
 
 
 @pytest.mark.usefixtures("_unregistered")

@@ -64,13 +64,16 @@ class GenerationLoader:
             if found.confirm is not None:
                 await asyncio.to_thread(found.confirm)
             trace.add("engine", "loaded", f"sha256 {served.digest}", since=started)
-            return replace(served, revision=found.revision, resolver=found.resolver)
+            seconds = sum(step.milliseconds for step in trace.steps) / 1000
+            return replace(served, revision=found.revision, resolver=found.resolver, load_seconds=seconds)
         finally:
             found.release()
 
     async def load_given(self, request: LoRARequest, origin: Origin) -> ServedAdapter:
         """Read a folder that the operator named; raises AdapterInvalid."""
-        return await self._read(request, origin, root=request.lora_path)
+        started = time.perf_counter()
+        served = await self._read(request, origin, root=request.lora_path)
+        return replace(served, load_seconds=time.perf_counter() - started)
 
     def forget(self, name: str) -> None:
         """Let a name be found anew, although it may have been unknown or invalid a moment ago."""
@@ -84,9 +87,14 @@ class GenerationLoader:
         """Return each resolver's name and for how many seconds it is left alone."""
         return self._chain.states()
 
-    def tell(self, kind: EventKind, request: LoRARequest, *, reason: str | None = None) -> None:
+    def tell(
+        self, kind: EventKind, request: LoRARequest, *, reason: str | None = None, seconds: float | None = None
+    ) -> None:
         """Tell the plugins of a step in an adapter's life."""
-        self._hooks.adapter_event(AdapterEvent(kind, request.lora_name, request.lora_int_id, request.lora_path, reason))
+        event = AdapterEvent(
+            kind, request.lora_name, request.lora_int_id, request.lora_path, reason, request.digest, seconds
+        )
+        self._hooks.adapter_event(event)
 
     async def _read(self, request: LoRARequest, origin: Origin, *, root: str) -> ServedAdapter:
         request = replace(request, lora_int_id=next(self._ids))

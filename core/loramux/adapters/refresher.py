@@ -95,4 +95,4 @@ class Refresher:
             return
         logger.info("adapter has a new generation adapter=%s id=%d -> %d", served.name, served.id, successor.id)
         self._generations.install(successor, check_at=check_at)
-        self._loader.tell("loaded", successor.lora_request)
+        self._loader.tell("loaded", successor.lora_request, seconds=successor.load_seconds)

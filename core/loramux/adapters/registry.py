@@ -367,7 +367,7 @@ class AdapterRegistry:
 
     def _install(self, served: ServedAdapter, revalidate_seconds: float | None) -> None:
         self._generations.install(served, check_at=self._refresher.due_after(revalidate_seconds))
-        self._loader.tell("loaded", served.lora_request)
+        self._loader.tell("loaded", served.lora_request, seconds=served.load_seconds)
 
     async def _drop(self, served: ServedAdapter) -> None:
         await self._unload(served.id)

@@ -25,7 +25,7 @@ class ServedAdapter:
 
     `created` is the load time in Unix seconds, `root` the place as it was given or as its source shows it, `revision`
     what the source calls this version. `lora_request.digest` pins the content: files that change later are another
-    generation.
+    generation. `load_seconds` is how long it took to be found, fetched and read.
     """
 
     lora_request: LoRARequest
@@ -36,6 +36,7 @@ class ServedAdapter:
     loaded: LoadedAdapter
     revision: str = ""
     resolver: str = ""
+    load_seconds: float = 0.0
 
     @property
     def name(self) -> str:

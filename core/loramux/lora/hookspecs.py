@@ -21,13 +21,19 @@ hookimpl = pluggy.HookimplMarker("loramux")
 
 @dataclass(frozen=True, slots=True)
 class AdapterEvent:
-    """One step in the life of an adapter; `reason` is set for "failed", the id only once the server has given one."""
+    """One step in the life of an adapter; what is not known yet is None.
+
+    `reason` is set for "failed", the id once the server has given one, the digest once the files were read, `seconds`
+    for "loaded": how long it took to find, fetch and read it.
+    """
 
     kind: Literal["resolved", "loaded", "failed", "evicted", "unloaded"]
     adapter_name: str
     lora_int_id: int | None = None
     lora_path: str | None = None
     reason: str | None = None
+    digest: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
