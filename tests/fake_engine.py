@@ -13,6 +13,7 @@ from loramux.lora.request import LoRARequest
 from loramux.metrics.state import EngineState
 from loramux.outputs import CompletionOutput, Logprob, RequestOutput
 from loramux.sampling_params import SamplingParams
+from loramux.structured_outputs import StructuredOutputsParams
 
 
 class ByteTokenizer:
@@ -27,10 +28,12 @@ class ByteTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.decode([token_id])
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> list[int]:
-        if messages[-1]["role"] != "user":
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **template_arguments: Any) -> str:
+        self.template_arguments = template_arguments
+        if messages[-1]["role"] != "user" and not template_arguments.get("continue_final_message"):
             raise RequestInvalid("messages do not fit the model's chat template", param="messages")
-        return self.encode("".join(f"<{message['role']}>{message['content']}" for message in messages))
+        tools = "".join(f"[{tool['function']['name']}]" for tool in template_arguments.get("tools", ()))
+        return "\x01" + tools + "".join(f"<{message['role']}>{message['content']}" for message in messages)
 
 
 class FakeEngine:
@@ -71,6 +74,10 @@ class FakeEngine:
         await self.add_lora(request)
         return LoadedAdapter(f"digest of {request.lora_path}", 1, 1)
 
+    async def check_structured_outputs(self, params: StructuredOutputsParams | None) -> None:
+        if params is not None and params.regex == "(":
+            raise RequestInvalid("no regex", param="structured_outputs")
+
     async def remove_lora(self, lora_int_id: int) -> bool:
         self.pinned.discard(lora_int_id)
         return self.loaded.pop(lora_int_id, None) is not None
@@ -106,6 +113,7 @@ class FakeEngine:
         lora_request: LoRARequest | None = None,
         *,
         tenant: str | None = None,
+        cache_salt: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         self.tenants.append(tenant)
         self.seen.append((prompt, sampling_params, request_id, lora_request))

@@ -18,6 +18,7 @@ class Upload:
     weights: bytes
     config: bytes = b"{}"
     revision: str = "v1"
+    defaults: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,6 +47,10 @@ class Shelf(RemoteLoRAResolver):
             for name, content in ((CONFIG_NAME, upload.config), (WEIGHTS_NAME, upload.weights))
         )
         return RemoteAdapter(upload.revision, f"shelf://{lora_name}", config, weights)
+
+    async def locate_defaults(self, adapter: RemoteAdapter) -> list[RemoteFile]:
+        upload = self.uploads[adapter.root.removeprefix("shelf://")]
+        return [RemoteFile(name, len(content), handle=content) for name, content in upload.defaults.items()]
 
     async def download(self, file: RemoteFile, destination: Path) -> None:
         self.downloads.append(file.name)

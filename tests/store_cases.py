@@ -23,6 +23,7 @@ REF = StoredRef(
     source_root="s3://bucket/prefix",
     revision="v1",
     fetched_at=1_700_000_000.5,
+    defaults={"chat_template.jinja": "{{ messages }}"},
 )
 
 

@@ -19,6 +19,7 @@ from loramux.lora.resolver import LoRAResolver
 from loramux.lora.testing import HOSTILE_NAMES, RemoteResolverContract
 from loramux_fsspec import FsspecLoRAResolver
 
+DEFAULTS = {"chat_template.jinja": b"{{ messages }}", "generation_config.json": b"{}"}
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w" * 5_000_001}
 
 PlaceAt = Callable[[str], Any]
@@ -53,7 +54,7 @@ fsspec.register_implementation("ranged", RangedFileSystem, clobber=True)
 
 
 def put(memory: MemoryFileSystem, **files: bytes) -> None:
-    for name, content in files.items() or FILES.items():
+    for name, content in files.items() or {**FILES, **DEFAULTS}.items():
         memory.pipe_file(f"/adapters/team/sql/{name.replace('__', '.')}", content)
 
 
@@ -65,6 +66,10 @@ class _Contract(RemoteResolverContract):
     @pytest.fixture
     def known_files(self) -> Mapping[str, bytes]:
         return FILES
+
+    @pytest.fixture
+    def known_defaults(self) -> Mapping[str, bytes]:
+        return DEFAULTS
 
 
 class TestContractInMemory(_Contract):
@@ -79,7 +84,7 @@ class TestContractOnDisk(_Contract):
     def resolver(self, tmp_path_factory: pytest.TempPathFactory, place_at: PlaceAt) -> LoRAResolver:
         root = tmp_path_factory.mktemp("adapters")
         (root / "team" / "sql").mkdir(parents=True)
-        for name, content in FILES.items():
+        for name, content in {**FILES, **DEFAULTS}.items():
             (root / "team" / "sql" / name).write_bytes(content)
         return place_at(f"file://{root}/{{lora_name}}").resolver()
 

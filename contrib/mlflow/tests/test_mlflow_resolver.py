@@ -329,3 +329,14 @@ def test_its_page_lists_every_option() -> None:
 def test_it_is_found_through_its_entry_point() -> None:
     (entry_point,) = entry_points(group="loramux", name="mlflow")
     assert entry_point.load() is MlflowLoRAResolver
+
+
+def test_what_else_the_version_brings_is_found_in_its_folder(asked, registry) -> None:
+    registry.answers[ARTIFACTS] = (200, {"files": [*FILES, {"path": "chat_template.jinja", "file_size": 3}]})
+    resolver = asked(registry.url)
+    found = resolver.found("sql@prod")
+
+    (file,) = resolver.run(lambda one: one.locate_defaults(found))
+
+    assert (file.name, file.nbytes) == ("chat_template.jinja", 3)
+    assert registry.calls[-1] == f"{ARTIFACTS}?path=1/run/artifacts/model/peft"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -87,16 +87,34 @@ def open_adapter_files(folder: Path, allowed_root: Path | None = None) -> Iterat
     With `allowed_root` the folder must lie below it, and no symlink on the way to the files is followed.
     """
     with ExitStack() as stack:
-        try:
-            descriptor = _open_folder(folder, allowed_root)
-        except (OSError, ValueError) as exc:  # ValueError: a NUL in the path, or a folder that is not below the root
-            raise Refusal(f"its folder cannot be opened: {_reason(exc)}.", may_heal=True) from exc
-        stack.callback(os.close, descriptor)
+        descriptor = _enter_folder(folder, allowed_root, stack)
         _refuse_other_formats(descriptor)
         no_follow = 0 if allowed_root is None else os.O_NOFOLLOW
         config = _open_file(CONFIG_NAME, descriptor, no_follow, stack)
         weights = _open_file(WEIGHTS_NAME, descriptor, no_follow, stack)
         yield AdapterFiles(config, weights, descriptor)
+
+
+def read_texts(folder: Path, names: Sequence[str], *, allowed_root: Path | None, most_nbytes: int) -> dict[str, str]:
+    """Read those of the named text files that the folder has; raises Refusal for one that cannot be used.
+
+    Links are followed as for the adapter's own files.
+    """
+    texts = {}
+    no_follow = 0 if allowed_root is None else os.O_NOFOLLOW
+    with ExitStack() as stack:
+        descriptor = _enter_folder(folder, allowed_root, stack)
+        for name in names:
+            if not _exists(name, descriptor):
+                continue
+            raw = _open_file(name, descriptor, no_follow, stack).read(most_nbytes + 1)
+            if len(raw) > most_nbytes:
+                raise Refusal(f"{name} has more than {most_nbytes} bytes.")
+            try:
+                texts[name] = raw.decode()
+            except UnicodeDecodeError as exc:
+                raise Refusal(f"{name} is not UTF-8 text.") from exc
+    return texts
 
 
 def folder_revision(folder: Path) -> str:
@@ -106,6 +124,15 @@ def folder_revision(folder: Path) -> str:
     except (OSError, ValueError):
         return ""
     return hashlib.sha256(repr([_fingerprint(status) for status in stats]).encode()).hexdigest()
+
+
+def _enter_folder(folder: Path, allowed_root: Path | None, stack: ExitStack) -> int:
+    try:
+        descriptor = _open_folder(folder, allowed_root)
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the path, or a folder that is not below the root
+        raise Refusal(f"its folder cannot be opened: {_reason(exc)}.", may_heal=True) from exc
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _open_folder(folder: Path, allowed_root: Path | None) -> int:

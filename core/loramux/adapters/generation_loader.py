@@ -65,7 +65,13 @@ class GenerationLoader:
                 await asyncio.to_thread(found.confirm)
             trace.add("engine", "loaded", f"sha256 {served.digest}", since=started)
             seconds = sum(step.milliseconds for step in trace.steps) / 1000
-            return replace(served, revision=found.revision, resolver=found.resolver, load_seconds=seconds)
+            return replace(
+                served,
+                revision=found.revision,
+                resolver=found.resolver,
+                load_seconds=seconds,
+                defaults=found.defaults,
+            )
         finally:
             found.release()
 

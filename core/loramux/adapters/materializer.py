@@ -24,7 +24,7 @@ from loramux.adapters.resolution import Found
 from loramux.adapters.resolver_calls import ResolverCalls
 from loramux.adapters.retrying import NotAskedAgain, with_retries
 from loramux.errors import AdapterInvalid, ResolverFailed, SourceChanged, StoreFull
-from loramux.lora.remote import ADAPTER_FILE_NAMES, CONFIG_NAME, RemoteAdapter, RemoteFile
+from loramux.lora.remote import ADAPTER_FILE_NAMES, CONFIG_NAME, MAX_DEFAULTS_NBYTES, RemoteAdapter, RemoteFile
 from loramux.lora.request import LoRARequest
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ class Materializer:
     """All methods belong to the server's loop; file work runs in its threads. `now` is in Unix seconds.
 
     `on_fetched` hears how many seconds an adapter took from its source to the store.
+    `fetches_defaults` says whether what adapters bring besides their weights is fetched, too.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Materializer:
         store: DiskStore,
         *,
         max_adapter_nbytes: int = MAX_ADAPTER_NBYTES,
+        fetches_defaults: bool = False,
         now: Callable[[], float] = time.time,
         on_fetched: Callable[[float], None] | None = None,
     ) -> None:
         self._store = store
+        self._fetches_defaults = fetches_defaults
         self._max_adapter_nbytes = max_adapter_nbytes
         self._now = now
         self._on_fetched = on_fetched
@@ -123,7 +126,7 @@ class Materializer:
     async def _stored(self, search: _Search) -> _Stored | None:
         resolver = search.resolver
         ref = await asyncio.to_thread(self._store.find_ref, search.base_model_name, search.lora_name)
-        if ref is None or (ref.resolver, ref.fingerprint) != (resolver.name, resolver.fingerprint):
+        if ref is None or (ref.resolver, ref.fingerprint) != (resolver.name, self._fingerprint(resolver)):
             return None
         found = await self._hold(ref, search.lora_name)
         return None if found is None else (ref, replace(found, is_new=False))
@@ -173,19 +176,39 @@ class Materializer:
         """Fetch and check both files, and bring them into the store, held."""
         for file in remote.files:
             await self._download(search.resolver, file, staging.folder / file.name)
+        defaults = await self._fetch_defaults(search, remote, staging.folder) if self._fetches_defaults else {}
         published = await asyncio.to_thread(staging.publish)
         ref = StoredRef(
             digest=published.digest,
             resolver=search.resolver.name,
-            fingerprint=search.resolver.fingerprint,
+            fingerprint=self._fingerprint(search.resolver),
             source_root=remote.root,
             revision=remote.revision,
             fetched_at=self._now(),
+            defaults=defaults,
         )
         found = await self._hold(ref, search.lora_name)
         assert found is not None, "staging holds what it has published"
         # Until it has proved to be valid, the name goes on to mean what it meant.
         return replace(found, confirm=partial(self._store.set_ref, search.base_model_name, search.lora_name, ref))
+
+    async def _fetch_defaults(self, search: _Search, remote: RemoteAdapter, folder: Path) -> dict[str, str]:
+        """Fetch what else the adapter brings; it becomes part of the ref, and nothing of it of the adapter's folder."""
+        texts = {}
+        for file in await search.resolver.locate_defaults(search.lora_name, remote):
+            if file.nbytes > MAX_DEFAULTS_NBYTES:
+                reason = f"its {file.name} has {file.nbytes} bytes; the limit is {MAX_DEFAULTS_NBYTES}."
+                raise AdapterInvalid(search.lora_name, reason)
+            await self._download(search.resolver, file, folder / file.name)
+            try:
+                texts[file.name] = (await asyncio.to_thread((folder / file.name).read_bytes)).decode()
+            except UnicodeDecodeError as exc:
+                raise AdapterInvalid(search.lora_name, f"its {file.name} is not UTF-8 text") from exc
+        return texts
+
+    def _fingerprint(self, resolver: ResolverCalls) -> str:
+        """Tell refs that were made with other settings: such a name is fetched again."""
+        return f"{resolver.fingerprint}+defaults" if self._fetches_defaults else resolver.fingerprint
 
     async def _hold(self, ref: StoredRef, lora_name: str) -> Found | None:
         """Hold stored files, in a thread; if the caller is cancelled meanwhile, they are let go again."""
@@ -208,7 +231,9 @@ class Materializer:
             allowed_root=str(self._store.root),
             digest=ref.digest,
         )
-        return Found(request, ref.resolver, root=ref.source_root, revision=ref.revision, hold=lease)
+        return Found(
+            request, ref.resolver, root=ref.source_root, revision=ref.revision, hold=lease, defaults=ref.defaults
+        )
 
     def _check(self, search: _Search, remote: RemoteAdapter) -> None:
         """Judge what the source says of the files before a byte is fetched."""

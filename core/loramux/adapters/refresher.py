@@ -90,7 +90,7 @@ class Refresher:
         successor = await self._loader.load_found(found, trace)
         if successor.digest == served.digest or not self._generations.is_current(served):
             self._generations.unload(successor)  # the same content, or somebody else was faster
-            updated = replace(served, revision=found.revision, root=found.root)
+            updated = replace(served, revision=found.revision, root=found.root, defaults=found.defaults)
             self._generations.keep(served, updated, check_at=check_at)
             return
         logger.info("adapter has a new generation adapter=%s id=%d -> %d", served.name, served.id, successor.id)

@@ -123,6 +123,10 @@ class AdapterRegistry:
         except AdapterNotFound as exc:
             raise AdapterNotFound(name) from exc.__cause__
 
+    def current(self, name: str) -> ServedAdapter | None:
+        """Return the generation that this name, or alias, points to now, without looking for it; None for the base."""
+        return self._generations.current(self.aliases.target_of(name))
+
     def adapters(self) -> list[ServedAdapter]:
         """Return all that is loaded, in load order."""
         return self._generations.all_current()

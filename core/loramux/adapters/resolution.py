@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -27,6 +27,8 @@ class Found:
     calls this version; for a local folder, the fingerprint of its files. `hold` must be released once it is read.
     `is_new` is false for what the store had already. After `revalidate_seconds` its source is asked again (None =
     never). `confirm` blocks; it is called once the adapter has proved to be valid, so that the name is known by it.
+    `defaults` has the texts that a fetched adapter brings besides its weights, by file name; None where they lie in the
+    folder.
     """
 
     lora_request: LoRARequest
@@ -37,6 +39,7 @@ class Found:
     is_new: bool = True
     revalidate_seconds: float | None = None
     confirm: Callable[[], None] | None = None
+    defaults: Mapping[str, str] | None = None
 
     def release(self) -> None:
         """Let the stored files go."""

@@ -25,7 +25,7 @@ from loramux.adapters.resolver_thread import ResolverThread
 from loramux.adapters.retrying import NotAskedAgain, with_retries
 from loramux.errors import ResolverDenied, ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
-from loramux.lora.remote import RemoteAdapter, RemoteFile, RemoteLoRAResolver
+from loramux.lora.remote import DEFAULTS_FILE_NAMES, RemoteAdapter, RemoteFile, RemoteLoRAResolver
 from loramux.lora.request import LoRARequest
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,12 @@ class ResolverCalls:
     async def locate(self, base_model_name: str, lora_name: str) -> RemoteAdapter | None:
         """Ask a remote resolver for the files of a name; None means "not mine"."""
         return await self._ask(lora_name, partial(_locate, self._resolver, base_model_name, lora_name))
+
+    async def locate_defaults(self, lora_name: str, adapter: RemoteAdapter) -> Sequence[RemoteFile]:
+        """Ask a remote resolver what else lies beside an adapter that it has located."""
+        return await self._guard(
+            lambda: self._run(lora_name, partial(_locate_defaults, self._resolver, lora_name, adapter))
+        )
 
     async def download(self, file: RemoteFile, destination: Path) -> None:
         """Fetch one file once; the caller bounds the time, checks what came, and tries again."""
@@ -189,6 +195,16 @@ async def _locate(resolver: Any, base_model_name: str, lora_name: str) -> Remote
         returned = type(found).__name__
         raise NotAskedAgain(f"returned {returned} for {lora_name!r}; it must return a RemoteAdapter or None")
     return found
+
+
+async def _locate_defaults(resolver: Any, lora_name: str, adapter: RemoteAdapter) -> Sequence[RemoteFile]:
+    found = await resolver.locate_defaults(adapter)
+    names = [file.name for file in found if isinstance(file, RemoteFile)]
+    if len(names) != len(found) or len(set(names)) != len(names) or not set(names) <= set(DEFAULTS_FILE_NAMES):
+        raise NotAskedAgain(
+            f"located other files beside {lora_name!r} than it was asked for: {', '.join(DEFAULTS_FILE_NAMES)}"
+        )
+    return tuple(found)
 
 
 async def _download(resolver: Any, file: RemoteFile, destination: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from loramux.lora.request import LoRARequest
@@ -25,7 +26,8 @@ class ServedAdapter:
 
     `created` is the load time in Unix seconds, `root` the place as it was given or as its source shows it, `revision`
     what the source calls this version. `lora_request.digest` pins the content: files that change later are another
-    generation. `load_seconds` is how long it took to be found, fetched and read.
+    generation. `load_seconds` is how long it took to be found, fetched and read. `defaults` has the texts that it
+    brings besides its weights, by file name; None where they lie in its folder.
     """
 
     lora_request: LoRARequest
@@ -37,6 +39,7 @@ class ServedAdapter:
     revision: str = ""
     resolver: str = ""
     load_seconds: float = 0.0
+    defaults: Mapping[str, str] | None = field(default=None, hash=False)
 
     @property
     def name(self) -> str:

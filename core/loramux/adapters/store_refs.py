@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from loramux.adapters.digest import is_digest
 from loramux.adapters.failpoints import reached
 from loramux.adapters.store_files import seal_file, sync_folder, write_new
 from loramux.adapters.store_layout import StoreLayout
-from loramux.adapters.strict_json import parse_json_object
+from loramux.adapters.strict_json import JsonValue, parse_json_object
+from loramux.lora.remote import DEFAULTS_FILE_NAMES
 
-_MAX_REF_NBYTES = 1 << 16
+_MAX_REF_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class StoredRef:
     """One version of an adapter and its source. `fetched_at`, in Unix seconds, is when the source last vouched for it.
 
     `resolver` and `fingerprint` say which resolver found it and how that was configured; `source_root` and `revision`
-    are what the source calls the place and the version.
+    are what the source calls the place and the version. `defaults` has the texts of what this version brings besides
+    its weights, by file name: they belong to the name, so that two versions of equal weights may bring different ones.
     """
 
     digest: str
@@ -37,6 +39,7 @@ class StoredRef:
     source_root: str
     revision: str
     fetched_at: float
+    defaults: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class NamedRef:
     @classmethod
     def parse(cls, content: bytes) -> NamedRef:
         """Read the file's content back; raises ValueError."""
-        match parse_json_object(content, max_depth=1):
+        match parse_json_object(content, max_depth=2):
             case {
                 "base_model_name": str(base_model_name),
                 "lora_name": str(lora_name),
@@ -65,10 +68,21 @@ class NamedRef:
                 "source_root": str(source_root),
                 "revision": str(revision),
                 "fetched_at": int() | float() as fetched_at,
+                **rest,
             } if is_digest(digest):
-                ref = StoredRef(digest, resolver, fingerprint, source_root, revision, fetched_at)
+                defaults = _parse_defaults(rest.get("defaults", {}))
+                ref = StoredRef(digest, resolver, fingerprint, source_root, revision, fetched_at, defaults)
                 return cls(base_model_name, lora_name, ref)
         raise ValueError("not a ref")
+
+
+def _parse_defaults(value: JsonValue) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("not a ref")
+    defaults = {name: text for name, text in value.items() if name in DEFAULTS_FILE_NAMES and isinstance(text, str)}
+    if len(defaults) != len(value):
+        raise ValueError("not a ref")
+    return defaults
 
 
 class StoreRefs:

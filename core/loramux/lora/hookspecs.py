@@ -19,6 +19,10 @@ hookspec = pluggy.HookspecMarker("loramux")
 hookimpl = pluggy.HookimplMarker("loramux")
 
 
+FoundIn = Literal["slot", "host", "disk", "source"]
+"""Where an adapter was when it was asked for: on the device, in host memory, on the disk, or at a remote source."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterEvent:
     """One step in the life of an adapter; what is not known yet is None.
@@ -51,7 +55,7 @@ class RequestRecord:
     adapter_name: str | None
     lora_int_id: int | None
     digest: str | None
-    tier: Literal["slot", "host", "disk"] | None
+    tier: FoundIn | None
     principal: str | None
     started_ns: int
     first_token_ns: int | None

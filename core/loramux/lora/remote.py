@@ -7,6 +7,7 @@ adapters only. So a remote resolver owns no folder, retries nothing and checks n
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -19,14 +20,23 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 ADAPTER_FILE_NAMES = (CONFIG_NAME, WEIGHTS_NAME)
 
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+GENERATION_CONFIG_NAME = "generation_config.json"
+DEFAULTS_FILE_NAMES = (CHAT_TEMPLATE_NAME, GENERATION_CONFIG_NAME)
+"""What an adapter may bring besides, and what is read only where the operator allows it."""
+
+MAX_DEFAULTS_NBYTES = 128 * 1024
+"""Most that one of them may have."""
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """One file as the source's metadata tells of it, before a byte is fetched.
 
-    `name` is one of ADAPTER_FILE_NAMES. `nbytes` is its exact size. `sha256` is the hex digest where the source knows
-    it, and None where it does not: an ETag is no digest. `handle` is whatever `download` needs to fetch exactly this
-    version of the file (a key and its version, a URL); it is passed back as it is and never shown.
+    `name` is one of ADAPTER_FILE_NAMES or DEFAULTS_FILE_NAMES. `nbytes` is its exact size. `sha256` is the hex digest
+    where the source knows it, and None where it does not: an ETag is no digest. `handle` is whatever `download` needs
+    to fetch exactly this version of the file (a key and its version, a URL); it is passed back as it is and never
+    shown.
     """
 
     name: str
@@ -81,6 +91,14 @@ class RemoteLoRAResolver(LoRAResolver):
         Raises SourceChanged when that version of the file is no longer there: the core locates it again. What is
         written is measured while it grows and checked when it is done, by size and by digest.
         """
+
+    async def locate_defaults(self, adapter: RemoteAdapter) -> Sequence[RemoteFile]:  # noqa: ARG002
+        """Ask which of DEFAULTS_FILE_NAMES lie beside a located adapter, in the same version where there is one.
+
+        Only called where the operator lets adapters bring a chat template and generation defaults of their own. A
+        source that has none needs no such method.
+        """
+        return ()
 
     @final
     async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:  # noqa: ARG002

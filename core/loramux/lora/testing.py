@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from loramux.errors import ResolverFailed
-from loramux.lora.remote import RemoteAdapter, RemoteLoRAResolver
+from loramux.lora.remote import RemoteAdapter, RemoteFile, RemoteLoRAResolver
 from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
 from loramux.lora.testing_audit import blocking_calls, touched_paths
@@ -159,6 +159,11 @@ class RemoteResolverContract(_Contract):
         """Return both files of `known_name`, by file name."""
         raise NotImplementedError("override the fixture `known_files`")
 
+    @pytest.fixture
+    def known_defaults(self) -> Mapping[str, bytes]:
+        """Return what else lies beside `known_name`, by file name; nothing unless overridden."""
+        return {}
+
     def test_locates_both_files_of_a_known_name(
         self, resolver: RemoteLoRAResolver, known_name: str, known_files: Mapping[str, bytes]
     ) -> None:
@@ -190,6 +195,23 @@ class RemoteResolverContract(_Contract):
         written = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         assert written.keys() == known_files.keys(), f"wrote {sorted(written)} instead of {sorted(known_files)}"
         assert written == dict(known_files), "the bytes are not those of the source"
+
+    def test_locates_what_else_the_adapter_brings(
+        self, resolver: RemoteLoRAResolver, known_name: str, known_defaults: Mapping[str, bytes], tmp_path: Path
+    ) -> None:
+        """A chat template or generation defaults, each as it is; nothing where there is none."""
+
+        async def download_defaults() -> list[RemoteFile]:
+            found = await resolver.locate(BASE_MODEL_NAME, known_name)
+            assert found is not None
+            files = list(await resolver.locate_defaults(found))
+            for file in files:
+                await resolver.download(file, tmp_path / file.name)
+            return files
+
+        files = asyncio.run(_run(resolver, download_defaults()))
+        assert {file.name: file.nbytes for file in files} == {n: len(b) for n, b in known_defaults.items()}
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict(known_defaults)
 
     def test_a_cancelled_download_can_be_done_again(
         self, resolver: RemoteLoRAResolver, known_name: str, known_files: Mapping[str, bytes], tmp_path: Path

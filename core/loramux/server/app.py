@@ -22,16 +22,17 @@ from loramux.server.adapters import (
 )
 from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
+from loramux.server.chat_protocol import ChatCompletionRequest
 from loramux.server.completions import create_completion
 from loramux.server.connection import Runner
 from loramux.server.errors import ErrorReply, describe, describe_http
 from loramux.server.event_loop_lag import watch_event_loop
 from loramux.server.exchange import note_error
 from loramux.server.limits import RATE_HEADERS, limit_requests
+from loramux.server.model_choice import choice_of
 from loramux.server.models import get_model, list_models
 from loramux.server.observing import observe
 from loramux.server.protocol import (
-    ChatCompletionRequest,
     CompletionRequest,
     LoadAdapterRequest,
     MoveAliasRequest,
@@ -42,6 +43,7 @@ from loramux.server.request_id import request_id_of
 from loramux.server.routes import EVENTS, JSON, ROUTES, TEXT, Routes
 from loramux.server.scrape import show_metrics
 from loramux.server.state import SERVER, Server
+from loramux.server.tokenize import DetokenizeRequest, TokenizeBody, detokenize, tokenize
 
 MAX_BODY_BYTES = 4 * 1024**2
 KEEPALIVE_SECONDS = 30  # also how long a client may take to send its headers; aiohttp's own default is an hour
@@ -75,6 +77,8 @@ def _add_routes(routes: Routes, server: Server) -> None:
     routes.get("/v1/models", list_models, needs="infer")
     routes.get("/v1/models/{model:.+}", get_model, needs="infer")
     generated = (JSON, EVENTS)
+    routes.post("/tokenize", tokenize, needs="infer", body=TokenizeBody)
+    routes.post("/detokenize", detokenize, needs="infer", body=DetokenizeRequest)
     routes.post("/v1/completions", create_completion, needs="infer", body=CompletionRequest, answers=generated)
     routes.post(
         "/v1/chat/completions", create_chat_completion, needs="infer", body=ChatCompletionRequest, answers=generated
@@ -133,6 +137,9 @@ async def _sign(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Connection"] = "close"
     if response.headers.get("Connection") == "close":
         response.force_close()
+    choice = choice_of(request)
+    if choice is not None:
+        response.headers.update(choice.headers())
 
 
 async def _version(_: web.Request) -> web.Response:

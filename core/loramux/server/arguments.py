@@ -46,6 +46,7 @@ _LORA_OPTIONS = (
     "resolver_option",
     "config",
     "allowed_lora_roots",
+    "adapter_defaults",
     "max_loras",
     "max_lora_rank",
     "max_cpu_loras",
@@ -67,6 +68,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         "--log-format", choices=get_args(LogFormat), default="text", help="of standard error (%(default)s)"
     )
     _add_adapters(parser.add_argument_group("adapters"))
+    _add_chat(parser.add_argument_group("chat"))
     add_resolver_arguments(parser)
     _add_engine(parser.add_argument_group("engine"))
 
@@ -95,6 +97,8 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
         allow_runtime_updates=_read_switch(_UPDATING, environment.get(_UPDATING, "")),
         allowed_lora_roots=_read_roots(arguments.allowed_lora_roots),
         lora_aliases=_read_aliases(arguments.lora_alias),
+        adapter_defaults=bool(arguments.adapter_defaults),
+        trust_request_chat_template=arguments.trust_request_chat_template,
         lora_wait_seconds=30.0 if arguments.lora_wait is None else arguments.lora_wait,
         store=StoreConfig(
             root=arguments.store or Path(environment.get(STORE_VARIABLE) or DEFAULT_STORE_ROOT),
@@ -121,6 +125,14 @@ def _refuse_without_lora(arguments: argparse.Namespace) -> None:
     for name in _LORA_OPTIONS:
         if getattr(arguments, name) not in (None, []):
             raise ConfigInvalid(f"--{name.replace('_', '-')} needs --enable-lora")
+
+
+def _add_chat(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="let clients send a chat_template and chat_template_kwargs of their own",
+    )
 
 
 def _add_adapters(group: argparse._ArgumentGroup) -> None:
@@ -156,6 +168,12 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-disk-bytes", type=read_bytes, metavar="SIZE", help="most that the store may take (50GiB)")
     group.add_argument(
         "--allowed-lora-roots", metavar="DIR,DIR", help="where /v1/load_lora_adapter may load from (anywhere)"
+    )
+    group.add_argument(
+        "--adapter-defaults",
+        action="store_true",
+        default=None,
+        help="let an adapter bring its own chat_template.jinja and generation_config.json beside its weights",
     )
     group.add_argument("--base-match", choices=get_args(BaseMatch), help="how an adapter must name its base (basename)")
 

@@ -25,6 +25,11 @@ Body = TypeVar("Body", bound=BaseModel)
 
 async def read_body(request: web.Request, schema: type[Body]) -> Body:
     """Read a JSON request; raises Refused or RequestInvalid, which say what is wrong and where."""
+    return checked(await read_object(request), schema)
+
+
+async def read_object(request: web.Request) -> dict[str, object]:
+    """Read a JSON object, whatever it holds; raises Refused or RequestInvalid."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refused("unsupported_encoding", "Compressed request bodies are not accepted.")
     if request.content_type != "application/json":
@@ -34,7 +39,7 @@ async def read_body(request: web.Request, schema: type[Body]) -> Body:
             raw = await request.read()
     except TimeoutError as exc:
         raise Refused("body_timeout", f"The request body took longer than {BODY_TIMEOUT_SECONDS} seconds.") from exc
-    return _checked(parse_json_object(raw), schema)
+    return parse_json_object(raw)
 
 
 def parse_json_object(raw: bytes) -> dict[str, object]:
@@ -57,7 +62,8 @@ def parse_json_object(raw: bytes) -> dict[str, object]:
     return value
 
 
-def _checked(value: dict[str, object], schema: type[Body]) -> Body:
+def checked(value: dict[str, object], schema: type[Body]) -> Body:
+    """Check an object field by field; raises RequestInvalid for the first that is wrong."""
     try:
         return schema.model_validate(value)
     except ValidationError as exc:

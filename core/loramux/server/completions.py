@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -12,15 +11,16 @@ from aiohttp import web
 from loramux.errors import RequestInvalid
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
-from loramux.server.auth import principal_of
+from loramux.server.adapter_defaults import AdapterDefaults, defaults_of
+from loramux.server.answer_format import compile_format
 from loramux.server.body import read_body
-from loramux.server.generation import Job, collect, growing_answers
+from loramux.server.generation import Job, collect, growing_answers, new_job
 from loramux.server.json_body import respond
-from loramux.server.models import choose_model
+from loramux.server.model_choice import choose_model
 from loramux.server.pieces import AnswerCursor, Piece, completion_logprobs, num_characters, prompt_logprobs, usage
 from loramux.server.prompts import Prompt, check_fits, completion_prompts, parse_prompts
 from loramux.server.protocol import DEFAULT_COMPLETION_TOKENS, MAX_CHOICES, CompletionRequest
-from loramux.server.request_id import request_id_of
+from loramux.server.request_id import adopt_request_id
 from loramux.server.state import SERVER, Server
 from loramux.server.streaming import Event, stream_events
 
@@ -29,43 +29,42 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     """Answer POST /v1/completions."""
     server = request.app[SERVER]
     body = await read_body(request, CompletionRequest)
-    async with AsyncExitStack() as held:
-        async with server.in_flight.admit():
-            completion = await _prepare(server, body, request, held)
-            if not body.stream:
-                outputs = await collect(server.engine, completion.job)
-                return await respond(lambda: completion.whole(outputs), outputs)
-        return await stream_events(request, _events(completion), server.in_flight)
+    adopt_request_id(request, body.request_id)
+    if body.stream:
+        events = _events(request, body)
+        return await stream_events(request, events, server.in_flight, heartbeat_seconds=server.heartbeat_seconds)
+    async with server.in_flight.admit(), _prepared(request, body) as completion:
+        outputs = await collect(server.engine, completion.job)
+        return await respond(lambda: completion.whole(outputs), outputs)
 
 
-async def _prepare(server: Server, body: CompletionRequest, request: web.Request, held: AsyncExitStack) -> _Completion:
-    sampling_params = _sampling_params(body)
+@asynccontextmanager
+async def _prepared(request: web.Request, body: CompletionRequest) -> AsyncIterator[_Completion]:
+    """Check everything, find the model and hold it, and encode the prompts."""
+    server = request.app[SERVER]
+    num_answers = _sampling_params(body).n  # what is wrong by itself is refused before a model is looked for
     values = parse_prompts(body.prompt)
-    if len(values) * sampling_params.n > MAX_CHOICES:
+    if len(values) * num_answers > MAX_CHOICES:
         message = f"'n' times the number of prompts must be at most {MAX_CHOICES}."
         raise RequestInvalid(message, param="n", code="value_above_maximum")
-    principal = principal_of(request)
-    model = await held.enter_async_context(choose_model(server, body.model, principal))
-    prompts = await completion_prompts(server, body, values)
-    max_tokens = 0 if _is_echo_only(body) else sampling_params.max_tokens
-    check_fits(prompts, max_tokens=max_tokens, max_model_len=server.max_model_len, param="prompt")
-    job = Job(
-        request_id_of(request),
-        [prompt.token_ids for prompt in prompts],
-        sampling_params,
-        model.lora_request,
-        tenant=principal.id,
-    )
-    return _Completion(server, body, prompts, job, model.name, int(time.time()))
+    async with choose_model(request, body.model) as model:
+        sampling_params = _sampling_params(body, await defaults_of(model.served, server.adapter_defaults))
+        held_to = sampling_params.structured_outputs
+        await compile_format(server.engine.check_structured_outputs, held_to, param=body.format_param)
+        max_tokens = 0 if _is_echo_only(body) else sampling_params.max_tokens
+        num_answer = 1 if max_tokens is None else max_tokens
+        prompts = await completion_prompts(server, body, values, num_answer=num_answer)
+        check_fits(prompts, max_tokens=max_tokens, max_model_len=server.max_model_len, param="prompt")
+        yield _Completion(server, body, prompts, new_job(request, body, prompts, sampling_params, model), model.name)
 
 
-def _sampling_params(body: CompletionRequest) -> SamplingParams:
+def _sampling_params(body: CompletionRequest, defaults: AdapterDefaults | None = None) -> SamplingParams:
     """What the engine computes; an echo alone still needs one step, whose token is dropped."""
-    max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     return body.sampling_params(
-        max_tokens=1 if _is_echo_only(body) else max_tokens,
+        max_tokens=1 if _is_echo_only(body) else body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=_larger(body.prompt_logprobs, body.logprobs if body.echo else None),
+        defaults={"max_tokens": DEFAULT_COMPLETION_TOKENS, **({} if defaults is None else defaults.sampling)},
     )
 
 
@@ -87,7 +86,6 @@ class _Completion:
     prompts: Sequence[Prompt]
     job: Job
     model: str
-    created: int
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, object]:
         """Build the response that is not a stream."""
@@ -110,7 +108,7 @@ class _Completion:
         return {
             "id": f"cmpl-{self.job.request_id}",
             "object": "text_completion",
-            "created": self.created,
+            "created": self.job.created,
             "model": self.model,
             "choices": choices,
             "system_fingerprint": None,
@@ -131,26 +129,27 @@ class _ChoiceWriter:
         self._index = prompt_index * completion.job.sampling_params.n + answer_index
         self._cursor = AnswerCursor()
         self._offset = 0
-        self._owes_prompt = bool(completion.body.echo)
+        self._is_first = True
 
     def choice(self, output: RequestOutput, answer: CompletionOutput) -> dict[str, object]:
         """Give the next part of the choice; the first one starts with the prompt where an echo was asked for."""
-        piece = self._next_piece(output, answer)
-        is_echo_only = _is_echo_only(self._completion.body)
-        return {
+        body = self._completion.body
+        piece, is_first = Piece("") if _is_echo_only(body) else self._cursor.take(answer), self._is_first
+        self._is_first = False
+        with_prompt = piece
+        if body.echo and is_first:
+            with_prompt = Piece(self._prompt.text, output.prompt_token_ids, output.prompt_logprobs or ()) + piece
+        choice = {
             "index": self._index,
-            "text": piece.text,
-            "logprobs": self._logprobs(piece),
-            "finish_reason": "length" if is_echo_only else answer.finish_reason,
-            "stop_reason": None if is_echo_only else answer.stop_reason,
+            "text": with_prompt.text,
+            "logprobs": self._logprobs(with_prompt),
+            "finish_reason": "length" if _is_echo_only(body) else answer.finish_reason,
+            "stop_reason": None if _is_echo_only(body) else answer.stop_reason,
         }
-
-    def _next_piece(self, output: RequestOutput, answer: CompletionOutput) -> Piece:
-        piece = Piece("") if _is_echo_only(self._completion.body) else self._cursor.take(answer)
-        if self._owes_prompt:
-            self._owes_prompt = False
-            return Piece(self._prompt.text, output.prompt_token_ids, output.prompt_logprobs or ()) + piece
-        return piece
+        if body.return_token_ids:
+            choice["token_ids"] = list(piece.token_ids)
+            choice["prompt_token_ids"] = output.prompt_token_ids if is_first else None
+        return choice
 
     def _logprobs(self, piece: Piece) -> dict[str, list[object]] | None:
         num_top = self._completion.body.logprobs
@@ -162,11 +161,13 @@ class _ChoiceWriter:
         return logprobs
 
 
-async def _events(completion: _Completion) -> AsyncGenerator[Event, None]:
-    body = completion.body
+async def _events(request: web.Request, body: CompletionRequest) -> AsyncGenerator[Event, None]:
     writers: dict[tuple[int, int], _ChoiceWriter] = {}
     latest: dict[int, RequestOutput] = {}
-    async with aclosing(growing_answers(completion.server.engine, completion.job)) as answers:
+    async with (
+        _prepared(request, body) as completion,
+        aclosing(growing_answers(completion.server.engine, completion.job)) as answers,
+    ):
         async for update, answer in answers:
             latest[update.prompt_index] = update.output
             place = (update.prompt_index, answer.index)
@@ -177,11 +178,11 @@ async def _events(completion: _Completion) -> AsyncGenerator[Event, None]:
                 if body.wants_running_usage:
                     chunk["usage"] = completion.usage([update.output])
                 yield chunk
-    if body.wants_usage:
-        yield {**completion.envelope([]), "usage": completion.usage([*latest.values()])}
+        if body.wants_usage:
+            yield {**completion.envelope([]), "usage": completion.usage([*latest.values()])}
 
 
 def _says_something(choice: dict[str, object]) -> bool:
     logprobs = choice["logprobs"]
-    has_tokens = isinstance(logprobs, dict) and bool(logprobs["tokens"])
+    has_tokens = bool(choice.get("token_ids")) or (isinstance(logprobs, dict) and bool(logprobs["tokens"]))
     return bool(choice["text"]) or has_tokens or choice["finish_reason"] is not None

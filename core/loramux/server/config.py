@@ -45,8 +45,10 @@ class StoreConfig:
 class ServerConfig:
     """Everything about the server that is not about the engine.
 
-    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. Port 0 takes any free port. Raises
-    ConfigInvalid, which names the setting, its value and what to do.
+    `adapter_defaults` lets adapters bring their own chat template and generation defaults;
+    `trust_request_chat_template` lets clients bring a template. `allowed_lora_roots` limits what the load endpoint may
+    read; None is no limit. Port 0 takes any free port. Raises ConfigInvalid, which names the setting, its value and
+    what to do.
     """
 
     engine: EngineArgs
@@ -61,6 +63,8 @@ class ServerConfig:
     allow_runtime_updates: bool = False
     allowed_lora_roots: tuple[Path, ...] | None = None
     lora_aliases: tuple[tuple[str, str], ...] = ()
+    adapter_defaults: bool = False
+    trust_request_chat_template: bool = False
     lora_wait_seconds: float = 30.0
     store: StoreConfig = field(default_factory=StoreConfig)
     log_format: LogFormat = "text"

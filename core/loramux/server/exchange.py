@@ -14,9 +14,8 @@ from contextvars import ContextVar
 from aiohttp import web
 
 from loramux.adapters.served_adapter import ServedAdapter
-from loramux.lora.hookspecs import RequestRecord
+from loramux.lora.hookspecs import FoundIn, RequestRecord
 from loramux.metrics.request_series import FinishedCompletion
-from loramux.metrics.state import Tier
 from loramux.outputs import RequestMetrics, RequestOutput
 from loramux.server.request_id import request_id_of
 
@@ -34,7 +33,7 @@ class Exchange:
         self.error_code = ""
         self.principal_id: str | None = None
         self.has_model = False
-        self.tier: Tier | None = None
+        self.tier: FoundIn | None = None
         self._traceparent = traceparent
         self._served: ServedAdapter | None = None
         self._started = time.monotonic()
@@ -72,10 +71,11 @@ class Exchange:
     def num_completion_tokens(self) -> int:
         return sum(len(answer.token_ids) for output in self._latest.values() for answer in output.outputs)
 
-    def choose(self, served: ServedAdapter | None) -> None:
-        """Note which adapter answers; None is the base model."""
+    def choose(self, served: ServedAdapter | None, tier: FoundIn | None) -> None:
+        """Note which adapter answers, and where it was; None is the base model."""
         self.has_model = True
         self._served = served
+        self.tier = tier
 
     def take(self, prompt_index: int, output: RequestOutput) -> None:
         """Note how far a prompt is; tokens that come together have taken equally long."""
@@ -166,10 +166,10 @@ def note_principal(principal_id: str | None) -> None:
         exchange.principal_id = principal_id
 
 
-def note_model(served: ServedAdapter | None) -> None:
-    """Note which adapter answers; None is the base model."""
+def note_model(served: ServedAdapter | None, tier: FoundIn | None = None) -> None:
+    """Note which adapter answers, and where it was; None is the base model."""
     if (exchange := _CURRENT.get()) is not None:
-        exchange.choose(served)
+        exchange.choose(served, tier)
 
 
 def note_output(prompt_index: int, output: RequestOutput) -> None:

@@ -8,71 +8,61 @@ aborts what still runs.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
-from loramux.adapters.residency import Residency
+from aiohttp import web
+
 from loramux.errors import EngineDead
 from loramux.lora.request import LoRARequest
-from loramux.metrics.state import EngineState
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
+from loramux.server.auth import principal_of
 from loramux.server.exchange import note_output
-
-
-class Engine(Protocol):
-    """What the server needs of an engine; AsyncLLMEngine has it."""
-
-    def generate(
-        self,
-        prompt: list[int],
-        sampling_params: SamplingParams,
-        request_id: str,
-        lora_request: LoRARequest | None = None,
-        *,
-        tenant: str | None = None,
-    ) -> AsyncIterator[RequestOutput]:
-        """Answer one prompt with cumulative outputs; closing the iterator aborts the request."""
-        ...
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the engine still answers."""
-        ...
-
-    def residency(self, lora_int_id: int) -> Residency | None:
-        """Say where an adapter rests; None when it is on disk alone."""
-        ...
-
-    def residencies(self) -> Mapping[int, Residency]:
-        """Say where each adapter in host memory rests, by id."""
-        ...
-
-    @property
-    def seconds_in_step(self) -> float:
-        """For how long the engine has been at its present step; 0 while it waits for work."""
-        ...
-
-    def state(self) -> EngineState:
-        """What the engine holds now; never waits for it."""
-        ...
+from loramux.server.model_choice import ModelChoice
+from loramux.server.prompts import Prompt
+from loramux.server.protocol import GenerationRequest
+from loramux.server.request_id import request_id_of
+from loramux.server.state import Engine
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """All that the engine is asked for one HTTP request; every prompt has `sampling_params.n` answers.
 
-    `tenant` is the principal's id: tenants take turns in the engine's queue.
+    `created` is in Unix seconds. `tenant` is whose share of the queue it takes; prompts of another `cache_salt` are
+    never reused for it.
     """
 
     request_id: str
     prompts: Sequence[list[int]]
     sampling_params: SamplingParams
     lora_request: LoRARequest | None
+    created: int = 0
     tenant: str | None = None
+    cache_salt: str | None = None
+
+
+def new_job(
+    request: web.Request,
+    body: GenerationRequest,
+    prompts: Sequence[Prompt],
+    sampling_params: SamplingParams,
+    model: ModelChoice,
+) -> Job:
+    """Bring together what a checked request asks of the engine."""
+    return Job(
+        request_id_of(request),
+        [prompt.token_ids for prompt in prompts],
+        sampling_params,
+        model.lora_request,
+        created=int(time.time()),
+        tenant=principal_of(request).id,
+        cache_salt=body.cache_salt,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +140,14 @@ async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
 async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -> None:
     failure: Exception | None = None
     request_id = f"{job.request_id}-{uuid.uuid4().hex[:8]}-{index}"  # a client may send one id twice
-    outputs = engine.generate(job.prompts[index], job.sampling_params, request_id, job.lora_request, tenant=job.tenant)
+    outputs = engine.generate(
+        job.prompts[index],
+        job.sampling_params,
+        request_id,
+        job.lora_request,
+        tenant=job.tenant,
+        cache_salt=job.cache_salt,
+    )
     try:
         async for output in outputs:
             note_output(index, output)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from loramux.errors import EngineDead, EngineOverloaded
-from loramux.server.generation import Engine
 from loramux.server.in_flight import draining
-from loramux.server.state import SERVER
+from loramux.server.state import SERVER, Engine
 
 LONGEST_STEP_SECONDS = 30.0
 MAX_WAITING_BATCHES = 4

@@ -23,6 +23,7 @@ from loramux.lora.remote import RemoteLoRAResolver
 from loramux.lora.request import LoRARequest
 from loramux.metrics.metrics import Metrics
 from loramux.server.access_arguments import API_KEY_VARIABLE
+from loramux.server.adapter_defaults import DefaultsCache
 from loramux.server.app import build_app, make_runner
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
@@ -131,7 +132,11 @@ async def _registry(parts: _Parts) -> AsyncIterator[AdapterRegistry]:
     config, adapters = parts.config, parts.metrics.adapters
     materializer = None
     if parts.store is not None:
-        materializer = Materializer(parts.store, on_fetched=partial(adapters.observe_load, "source_to_disk"))
+        materializer = Materializer(
+            parts.store,
+            fetches_defaults=config.adapter_defaults,
+            on_fetched=partial(adapters.observe_load, "source_to_disk"),
+        )
     chain = ResolverChain(
         () if parts.plugins is None else parts.plugins.resolvers, materializer, on_step=adapters.count_step
     )
@@ -177,6 +182,8 @@ def _server(parts: _Parts, registry: AdapterRegistry, api_keys: ApiKeys) -> Serv
         metrics=parts.metrics,
         hooks=parts.hooks,
         store=parts.store,
+        adapter_defaults=DefaultsCache() if config.adapter_defaults else None,
+        trust_request_chat_template=config.trust_request_chat_template,
     )
 
 

@@ -1,58 +1,18 @@
-"""GET /v1/models and /v1/models/{id}: what is served, with its lineage; and which of it a request means."""
+"""GET /v1/models and /v1/models/{id}: what is served, with its lineage."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from aiohttp import web
 
 from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterNotFound
-from loramux.lora.request import LoRARequest
 from loramux.server.auth import principal_of
-from loramux.server.exchange import note_model
-from loramux.server.principal import Principal
+from loramux.server.model_choice import may_use
 from loramux.server.state import SERVER, Server
 
 OWNER = "loramux"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """The model a request asks for; `lora_request` is None for the base model."""
-
-    name: str
-    lora_request: LoRARequest | None
-
-
-@asynccontextmanager
-async def choose_model(server: Server, name: str | None, principal: Principal) -> AsyncIterator[ModelChoice]:
-    """Find the model by name, asking the resolvers when it is new, and keep it to the end; None means the base model.
-
-    Raises AdapterNotFound, also for what the principal may not use, AdapterInvalid, AdapterLoading, ResolverFailed, or
-    Refused for a principal that asks for too many new names.
-    """
-    model = server.base_model_names[0] if name is None else name
-    if not may_use(server, principal, model):  # before anything is looked up: what exists shows in no answer
-        raise AdapterNotFound(model)
-    if name is None:
-        note_model(None)
-        yield ModelChoice(model, None)
-        return
-    if not server.registry.is_at_hand(name):
-        server.limiter.count_new_adapter(principal)
-    async with server.registry.use(name, principal.id) as served:
-        note_model(served)
-        yield ModelChoice(name, None if served is None else served.lora_request)
-
-
-def may_use(server: Server, principal: Principal, name: str) -> bool:
-    """Whether the principal's key lets it use the model of this name, or what the alias of this name stands for."""
-    target = server.registry.aliases.target_of(name)
-    return principal.may_use_base if target in server.base_model_names else principal.allows(target)
 
 
 async def list_models(request: web.Request) -> web.Response:

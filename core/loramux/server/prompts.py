@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from loramux.errors import ContextLengthExceeded, RequestInvalid
-from loramux.server.protocol import LARGEST_TOKEN_ID, MAX_PROMPTS, ChatCompletionRequest, CompletionRequest
-from loramux.server.state import Server
+from loramux.server.chat_protocol import TokenizedChat
+from loramux.server.protocol import LARGEST_TOKEN_ID, MAX_PROMPTS, CompletionRequest, GenerationRequest
+from loramux.server.state import Server, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +43,60 @@ def parse_prompts(value: object) -> list[str] | list[list[int]]:
 
 
 async def completion_prompts(
-    server: Server, body: CompletionRequest, values: Sequence[str] | Sequence[list[int]]
+    server: Server, body: CompletionRequest, values: Sequence[str] | Sequence[list[int]], *, num_answer: int
 ) -> list[Prompt]:
     """Encode the prompts of a completion; raises RequestInvalid for one that is empty."""
-    encode = partial(_encode, server, values, body.add_special_tokens is not False, bool(body.echo))
+    cut = Cut.of(body, server.max_model_len - num_answer)
+    encode = partial(
+        _encode, server, values, add_special_tokens=body.add_special_tokens is not False, echo=bool(body.echo), cut=cut
+    )
     prompts = await asyncio.to_thread(encode)
     if not all(prompt.token_ids for prompt in prompts):
         raise RequestInvalid("'prompt' must not be empty.", param="prompt")
     return prompts
 
 
-async def chat_prompt(server: Server, body: ChatCompletionRequest) -> Prompt:
-    """Render and encode the messages with the model's chat template."""
-    messages = [message.for_template() for message in body.messages]
-    add_generation_prompt = body.add_generation_prompt is not False
+async def chat_prompt(
+    server: Server, body: TokenizedChat, *, chat_template: str | None, context: int | None
+) -> list[int]:
+    """Render and encode the messages with the adapter's own chat template, or the model's.
+
+    Text that can never fit into `context` tokens is refused before it is encoded.
+    """
+    _check_permission(server, body)
+    arguments = body.template_arguments()
+    if chat_template is not None:
+        arguments = {"chat_template": chat_template, **arguments}
     render = partial(
-        server.tokenizer.apply_chat_template,
-        messages,
-        context=server.max_model_len,
-        add_generation_prompt=add_generation_prompt,
+        _render,
+        server.tokenizer,
+        [message.for_template() for message in body.messages],
+        arguments,
+        tools=body.offered_tools,
+        add_special_tokens=bool(body.add_special_tokens),
+        context=context,
     )
-    return Prompt(await asyncio.to_thread(render))
+    return await asyncio.to_thread(render)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a prompt that is too long is shortened: to its last tokens, or its first; not at all without a number."""
+
+    num_tokens: int | None = None
+    keeps_first: bool = False
+
+    @classmethod
+    def of(cls, body: GenerationRequest, most: int) -> Cut:
+        """Read what the client wants; -1 stands for as many as leave room for the answer."""
+        asked = body.truncate_prompt_tokens
+        return cls(max(most, 1) if asked == -1 else asked, body.truncation_side == "right")
+
+    def apply(self, token_ids: list[int]) -> list[int]:
+        """Shorten a prompt."""
+        if self.num_tokens is None:
+            return token_ids
+        return token_ids[: self.num_tokens] if self.keeps_first else token_ids[-self.num_tokens :]
 
 
 def check_fits(prompts: Sequence[Prompt], *, max_tokens: int | None, max_model_len: int, param: str) -> None:
@@ -84,14 +118,55 @@ def _bad_prompt(message: str, *, code: str = "invalid_value") -> RequestInvalid:
 
 
 def _encode(
-    server: Server, values: Sequence[str] | Sequence[list[int]], add_special_tokens: bool, needs_text: bool
+    server: Server,
+    values: Sequence[str] | Sequence[list[int]],
+    *,
+    add_special_tokens: bool,
+    echo: bool,
+    cut: Cut,
 ) -> list[Prompt]:
     tokenizer = server.tokenizer
     prompts = []
     for value in values:
         if isinstance(value, str):
-            token_ids = tokenizer.encode(value, add_special_tokens, context=server.max_model_len)
-            prompts.append(Prompt(token_ids, value))
+            context = server.max_model_len if cut.num_tokens is None else None
+            whole = tokenizer.encode(value, add_special_tokens, context=context)
         else:
-            prompts.append(Prompt(value, tokenizer.decode(value, skip_special_tokens=False) if needs_text else ""))
+            whole = value
+        token_ids = cut.apply(whole)
+        is_as_sent = isinstance(value, str) and len(token_ids) == len(whole)
+        text = value if is_as_sent else tokenizer.decode(token_ids, skip_special_tokens=False) if echo else ""
+        prompts.append(Prompt(token_ids, str(text)))
     return prompts
+
+
+def _check_permission(server: Server, body: TokenizedChat) -> None:
+    """Refuse a client's own template: it is a program, and may show the operator's prompt or waste time."""
+    if server.trust_request_chat_template:
+        return
+    for name in ("chat_template", "chat_template_kwargs"):
+        if getattr(body, name):
+            raise RequestInvalid(
+                f"'{name}' is accepted only where the operator allows it (--trust-request-chat-template).",
+                param=name,
+                code="unsupported_parameter",
+            )
+
+
+def _render(
+    tokenizer: Tokenizer,
+    messages: list[dict[str, object]],
+    arguments: dict[str, object],
+    *,
+    tools: list[dict[str, object]],
+    add_special_tokens: bool,
+    context: int | None,
+) -> list[int]:
+    text = tokenizer.render_chat(messages, **({**arguments, "tools": tools} if tools else arguments))
+    if tools and text == tokenizer.render_chat(messages, **arguments):
+        raise RequestInvalid(
+            "This model's chat template takes no tools: the model would never hear of them.",
+            param="tools",
+            code="unsupported_parameter",
+        )
+    return tokenizer.encode(text, add_special_tokens, context=context)

@@ -7,12 +7,14 @@ is known elsewhere, would change the answer and is not served here is refused by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loramux.errors import RequestInvalid
 from loramux.sampling_params import SamplingParams
+from loramux.server.answer_format import ResponseFormat, StructuredOutputs, answer_format
+from loramux.structured_outputs import StructuredOutputsParams
 
 MAX_ANSWERS = 16
 MAX_PROMPTS = 64
@@ -21,7 +23,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
-MAX_MESSAGES = 2048
+MAX_BAD_WORDS = 64
+MAX_BAD_WORD_CHARACTERS = 256
 DEFAULT_COMPLETION_TOKENS = 16
 LARGEST_TOKEN_ID = 2**31 - 1
 
@@ -32,17 +35,12 @@ _UNSERVED: Mapping[str, tuple[object, ...]] = {
     "early_stopping": (None, False),
     "priority": (None, 0),
     "suffix": (None, ""),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None, {}),
     "guided_json": (None,),
     "guided_regex": (None,),
     "guided_choice": (None,),
     "guided_grammar": (None,),
     "logits_processors": (None, []),
-    "documents": (None, []),
-    "tools": (None, []),
     "functions": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
     "audio": (None,),
@@ -51,23 +49,18 @@ _UNSERVED: Mapping[str, tuple[object, ...]] = {
     "reasoning_effort": (None,),
     "include_reasoning": (None, True),
     "verbosity": (None, "medium"),
-    "continue_final_message": (None, False),
-    "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
-    "truncate_prompt_tokens": (None,),
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
     "prompt_embeds": (None,),
     "detokenize": (None, True),
     "spaces_between_special_tokens": (None, True),
-    "return_token_ids": (None, False),
     "return_tokens_as_token_ids": (None, False),
     "logprob_token_ids": (None, []),
-    "echo": (None, False),  # this one and the next are served for completions, and are no extra fields there
-    "add_special_tokens": (None, False),
+    "echo": (None, False),  # served for completions, where it is no extra field
+    "tools": (None, []),  # this one and the next: served for chats
+    "tool_choice": (None, "none", "auto"),
 }
 """Fields that would change the answer, each with the values that change nothing."""
 
+BadWord = Annotated[str, Field(min_length=1, max_length=MAX_BAD_WORD_CHARACTERS)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0, le=LARGEST_TOKEN_ID)]
 
@@ -108,6 +101,16 @@ class GenerationRequest(BaseModel):
     repetition_penalty: float | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     skip_special_tokens: bool | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    cache_salt: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    request_id: str | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -115,6 +118,9 @@ class GenerationRequest(BaseModel):
             raise RequestInvalid("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise RequestInvalid("'prompt_logprobs' is not available when 'stream' is true.", param="prompt_logprobs")
+        if self.truncate_prompt_tokens == 0:
+            message = "'truncate_prompt_tokens' must be at least 1, or -1 for as many as fit; got 0."
+            raise RequestInvalid(message, param="truncate_prompt_tokens")
         for name, neutral in _UNSERVED.items():
             if name in self._extra and self._extra[name] not in neutral:
                 raise RequestInvalid(f"'{name}' is not supported.", param=name, code="unsupported_parameter")
@@ -123,6 +129,11 @@ class GenerationRequest(BaseModel):
     @property
     def _extra(self) -> dict[str, object]:
         return self.model_extra or {}
+
+    @property
+    def format_param(self) -> str:
+        """The field that says what the answer is held to."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     @property
     def wants_usage(self) -> bool:
@@ -135,16 +146,33 @@ class GenerationRequest(BaseModel):
         return self.wants_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling_params(
-        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+        defaults: Mapping[str, Any] | None = None,
+        structured_outputs: StructuredOutputsParams | None = None,
     ) -> SamplingParams:
-        """Build the engine's own parameters; raises RequestInvalid for a value out of range."""
-        given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        """Build the engine's own parameters; `defaults` stand for what the client leaves open.
+
+        `structured_outputs` is what a forced tool call holds the answer to. Raises RequestInvalid for a value out of
+        range, and for an answer that is to be two things.
+        """
+        fields = {name: getattr(self, name) for name in _SAMPLING_FIELDS} | {"max_tokens": max_tokens}
+        given = {name: value for name, value in fields.items() if value is not None}
+        settings: dict[str, Any] = {"max_tokens": None, **(defaults or {}), **given}
+        own_ends = [] if self.ignore_eos else (defaults or {}).get("stop_token_ids", [])
+        settings["stop_token_ids"] = [*own_ends, *(self.stop_token_ids or ())]
+        asked = answer_format(self.response_format, self.structured_outputs)
+        if asked is not None and structured_outputs is not None:
+            raise RequestInvalid("An answer that must call a tool takes no other format.", param="tool_choice")
         return SamplingParams(
-            **given,
-            max_tokens=max_tokens,
+            **settings,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             logit_bias=_token_bias(self.logit_bias),
+            structured_outputs=structured_outputs if asked is None else asked,
         )
 
 
@@ -164,6 +192,8 @@ _SAMPLING_FIELDS = (
     "frequency_penalty",
     "repetition_penalty",
     "skip_special_tokens",
+    "allowed_token_ids",
+    "bad_words",
 )
 
 
@@ -173,53 +203,6 @@ class CompletionRequest(GenerationRequest):
     prompt: object = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    add_special_tokens: bool | None = None
-
-
-class TextPart(BaseModel):
-    """A piece of a message; only text is served."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(BaseModel):
-    """One message of a chat; fields that a chat template may read besides these are kept."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[TextPart] | None = None
-
-    def for_template(self) -> dict[str, object]:
-        """What the tokenizer makes a prompt of: role and content, and whatever else was sent."""
-        content = self.content if isinstance(self.content, str | None) else [part.model_dump() for part in self.content]
-        return {**(self.model_extra or {}), "role": self.role, "content": content}
-
-
-class ChatCompletionRequest(GenerationRequest):
-    """The body of POST /v1/chat/completions."""
-
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    add_generation_prompt: bool | None = None
-
-    @property
-    def num_logprobs(self) -> int | None:
-        """How many alternatives to give with each token; None = no log-probabilities at all."""
-        if self.top_logprobs and not self.logprobs:
-            message = "when using `top_logprobs`, `logprobs` must be set to true."
-            raise RequestInvalid(message, param="top_logprobs")
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def answer_tokens(self) -> int | None:
-        """Most tokens of an answer; None = to the end of the context."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class LoadAdapterRequest(BaseModel):

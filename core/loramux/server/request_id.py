@@ -19,3 +19,9 @@ def request_id_of(request: web.Request) -> str:
         offered = request.headers.get(HEADER, "")
         request[_REQUEST_ID] = offered if _SANE.fullmatch(offered) else uuid.uuid4().hex
     return request[_REQUEST_ID]
+
+
+def adopt_request_id(request: web.Request, offered: str | None) -> None:
+    """Take the id that the body brings, unless the header has brought one."""
+    if offered is not None and _SANE.fullmatch(offered) and not _SANE.fullmatch(request.headers.get(HEADER, "")):
+        request[_REQUEST_ID] = offered

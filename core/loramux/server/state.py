@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,13 +11,63 @@ from aiohttp import web
 
 from loramux.adapters.disk_store import DiskStore
 from loramux.adapters.registry import AdapterRegistry
+from loramux.adapters.residency import Residency
 from loramux.lora.plugin_hooks import PluginHooks
+from loramux.lora.request import LoRARequest
 from loramux.metrics.metrics import Metrics
+from loramux.metrics.state import EngineState
+from loramux.outputs import RequestOutput
+from loramux.sampling_params import SamplingParams
+from loramux.server.adapter_defaults import DefaultsCache
 from loramux.server.auth import ApiKeys
-from loramux.server.generation import Engine
 from loramux.server.in_flight import InFlight
 from loramux.server.limits import Limiter
+from loramux.server.streaming import HEARTBEAT_SECONDS
 from loramux.server.vocabulary import Vocabulary
+from loramux.structured_outputs import StructuredOutputsParams
+
+
+class Engine(Protocol):
+    """What the server needs of an engine; AsyncLLMEngine has it."""
+
+    def generate(
+        self,
+        prompt: list[int],
+        sampling_params: SamplingParams,
+        request_id: str,
+        lora_request: LoRARequest | None = None,
+        *,
+        tenant: str | None = None,
+        cache_salt: str | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Answer one prompt with cumulative outputs; closing the iterator aborts the request."""
+        ...
+
+    async def check_structured_outputs(self, params: StructuredOutputsParams | None) -> None:
+        """Compile what an answer is to match, off the event loop; raises RequestInvalid where that is impossible."""
+        ...
+
+    def residency(self, lora_int_id: int) -> Residency | None:
+        """Say where an adapter rests; None when it is on disk alone."""
+        ...
+
+    def residencies(self) -> Mapping[int, Residency]:
+        """Say where each adapter in host memory rests, by id."""
+        ...
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine still answers."""
+        ...
+
+    @property
+    def seconds_in_step(self) -> float:
+        """For how long the engine has been at its present step; 0 while it waits for work."""
+        ...
+
+    def state(self) -> EngineState:
+        """What the engine holds now; never waits for it."""
+        ...
 
 
 class Tokenizer(Protocol):
@@ -31,8 +81,8 @@ class Tokenizer(Protocol):
         """Tokens to text."""
         ...
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> list[int]:
-        """Messages to the tokens of a prompt."""
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **template_arguments: Any) -> str:
+        """Messages to the text of a prompt."""
         ...
 
 
@@ -40,7 +90,8 @@ class Tokenizer(Protocol):
 class Server:
     """One server; complete once the static adapters are loaded.
 
-    `allowed_lora_roots` limits what the load endpoint may read; None is no limit.
+    `allowed_lora_roots` limits what the load endpoint may read; None is no limit. `adapter_defaults` is there where
+    adapters may bring their own. `heartbeat_seconds` is how long a stream may be silent.
     """
 
     engine: Engine
@@ -54,6 +105,9 @@ class Server:
     api_keys: ApiKeys = field(default_factory=ApiKeys)
     allow_runtime_updates: bool = False
     allowed_lora_roots: tuple[Path, ...] | None = None
+    trust_request_chat_template: bool = False
+    adapter_defaults: DefaultsCache | None = None
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
     in_flight: InFlight = field(default_factory=InFlight)
     limiter: Limiter = field(default_factory=Limiter)
     metrics: Metrics = field(default_factory=Metrics)

@@ -1,7 +1,9 @@
 """Server-sent events: the answer piece by piece, and a proper end whatever happens.
 
-Headers wait for the first event, so a request that fails before it has a normal error response. Afterwards a failure
-is an error event without `[DONE]`: clients take a stream that just ends for a complete answer.
+Headers wait for the first event, so a request that fails before it has a normal error response. Where nothing comes for
+a while, because an adapter is on its way or a prompt is long, a comment is sent: proxies and clients that would give up
+wait on, and the headers are out by then. After them a failure is an error event without `[DONE]`: clients take a stream
+that just ends for a complete answer.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 
 from aiohttp import web
 
@@ -23,39 +25,100 @@ from loramux.server.request_id import request_id_of
 WRITE_TIMEOUT_SECONDS = 30
 """A client that takes nothing for so long is gone, or is holding our memory."""
 
+HEARTBEAT_SECONDS = 10.0
+"""Silence after which a comment is sent; proxies commonly give up after 30 or 60 seconds."""
+
+HEARTBEAT = b": ping\n\n"
+
 Event = Mapping[str, object]
 
 logger = logging.getLogger(__name__)
 
 
 async def stream_events(
-    request: web.Request, events: AsyncGenerator[Event, None], in_flight: InFlight
+    request: web.Request,
+    events: AsyncGenerator[Event, None],
+    in_flight: InFlight,
+    *,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> web.StreamResponse:
-    """Send all events and `[DONE]`; raises what fails before the first event."""
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache, no-transform",
-            "X-Accel-Buffering": "no",
-        }
-    )
+    """Send all events and `[DONE]`; raises what fails before anything was sent."""
+    stream = _EventStream(request)
     try:
-        async with in_flight.admit(), aclosing(events):
+        async with in_flight.admit(), stream.beating(heartbeat_seconds), aclosing(events):
             async for event in events:
-                if not response.prepared:
-                    await response.prepare(request)
-                await _write(response, _encoded(event))
-            await _write(response, b"data: [DONE]\n\n")
+                await stream.send(_encoded(event))
+            await stream.send(b"data: [DONE]\n\n")
     except ConnectionError:
-        if request.transport is not None:
-            request.transport.abort()  # closing would wait for the client to read what it does not read
+        stream.abort()
         raise
     except Exception as exc:  # the border of a request whose status is already sent
-        if not response.prepared:
+        if not stream.is_open:
             raise
-        await _write(response, _encoded(_error_event(exc, request)))
-    await response.write_eof()
-    return response
+        await stream.send(_encoded(_error_event(exc, request)))
+    await stream.response.write_eof()
+    return stream.response
+
+
+class _EventStream:
+    """One response; its headers go out with the first thing that is sent."""
+
+    def __init__(self, request: web.Request) -> None:
+        self.response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache, no-transform",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        self.is_open = False
+        self._request = request
+        self._opening = asyncio.Lock()
+        self._num_sent = 0
+
+    async def send(self, data: bytes) -> None:
+        """Write whole events; raises ConnectionError when the client is gone, or takes nothing any more."""
+        if not self.is_open:
+            await self._open()
+        self._num_sent += 1
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS) as limit:
+                await self.response.write(data)
+        except TimeoutError as exc:
+            if limit.expired():
+                raise ConnectionAbortedError("the client reads nothing") from exc
+            raise
+
+    @asynccontextmanager
+    async def beating(self, seconds: float) -> AsyncGenerator[None, None]:
+        """Send a comment whenever nothing else was sent for so long."""
+        heart = asyncio.create_task(self._beat(seconds))
+        try:
+            yield
+        finally:
+            heart.cancel()
+            await asyncio.gather(heart, return_exceptions=True)
+
+    def abort(self) -> None:
+        """Drop the connection; closing it would wait for the client to read what it does not read."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if not self.is_open:
+                await self.response.prepare(self._request)
+                self.is_open = True
+
+    async def _beat(self, seconds: float) -> None:
+        try:
+            while True:
+                num_sent = self._num_sent
+                await asyncio.sleep(seconds)
+                if num_sent == self._num_sent:
+                    await self.send(HEARTBEAT)
+        except ConnectionError:
+            self.abort()  # which cancels the handler
 
 
 def _error_event(error: Exception, request: web.Request) -> Event:
@@ -69,13 +132,3 @@ def _error_event(error: Exception, request: web.Request) -> Event:
 
 def _encoded(event: Event) -> bytes:
     return b"data: " + json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _write(response: web.StreamResponse, data: bytes) -> None:
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_SECONDS) as limit:
-            await response.write(data)
-    except TimeoutError as exc:
-        if limit.expired():
-            raise ConnectionAbortedError("the client reads nothing") from exc
-        raise

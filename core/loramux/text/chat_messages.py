@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,25 @@ def _plain(message: object) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         kind = type(message).__name__
         raise RequestInvalid(f"a message must be an object with 'role' and 'content', got {kind}", param="messages")
-    if "content" not in message:
-        return dict(message)  # for the template to accept or refuse
-    return {**message, "content": _text(message["content"])}
+    plain = dict(message)
+    if isinstance(plain.get("tool_calls"), list):
+        plain["tool_calls"] = [_tool_call(call) for call in plain["tool_calls"]]
+    if "content" not in plain:
+        return plain  # for the template to accept or refuse
+    return {**plain, "content": _text(plain["content"])}
+
+
+def _tool_call(call: object) -> object:
+    """Give the template the arguments of an earlier call as an object, which the API carries as JSON text."""
+    if not isinstance(call, Mapping) or not isinstance(function := call.get("function"), Mapping):
+        return call
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(arguments)}}
+    except ValueError:
+        return call  # some templates take any text
 
 
 def _text(content: object) -> str:

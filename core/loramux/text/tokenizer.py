@@ -86,7 +86,7 @@ class Tokenizer:
         except OverflowError as exc:
             raise RequestInvalid("token ids must be from 0 to 4294967295", param="tokens") from exc
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **template_arguments: Any) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **template_arguments: Any) -> str:
         """Write messages as the one text that the model was trained on, by its chat template.
 
         Ends with the opening of the assistant's turn unless `add_generation_prompt` or `continue_final_message` says

@@ -20,6 +20,7 @@ from loramux.lora.resolver_options import ResolverOptions
 from loramux.lora.testing import HOSTILE_NAMES, RemoteResolverContract
 from loramux_hub import HubLoRAResolver
 
+DEFAULTS = {"chat_template.jinja": b"{{ messages }}", "generation_config.json": b"{}"}
 BIG_FILES = {CONFIG: b'{"r": 8}', WEIGHTS: b"w" * 3_000_001}
 
 
@@ -30,12 +31,17 @@ class TestContract(RemoteResolverContract):
 
     @pytest.fixture
     def resolver(self, adapters: Adapters) -> LoRAResolver:
-        adapters.repo.commit({f"sub/{name}": content for name, content in BIG_FILES.items()}, ref="v1")
+        files = {**BIG_FILES, **DEFAULTS}
+        adapters.repo.commit({f"sub/{name}": content for name, content in files.items()}, ref="v1")
         return adapters.resolver()
 
     @pytest.fixture
     def known_files(self) -> Mapping[str, bytes]:
         return BIG_FILES
+
+    @pytest.fixture
+    def known_defaults(self) -> Mapping[str, bytes]:
+        return DEFAULTS
 
 
 def test_one_call_locates_both_files_and_one_downloads_each(adapters: Adapters, destination: Path) -> None:

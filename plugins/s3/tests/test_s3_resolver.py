@@ -23,12 +23,16 @@ from s3_cases import Adapters
 CONFIG = "adapters/team/sql/adapter_config.json"
 WEIGHTS = "adapters/team/sql/adapter_model.safetensors"
 
+DEFAULTS = {"chat_template.jinja": b"{{ messages }}", "generation_config.json": b"{}"}
+
 
 class TestContract(RemoteResolverContract):
     @pytest.fixture(params=[True, False], ids=["versions", "no-versions"])
     def resolver(self, request: pytest.FixtureRequest, make_bucket: Callable[..., Adapters]) -> LoRAResolver:
         adapters = make_bucket(is_versioned=request.param)
         adapters.put_adapter("adapters/team/sql", weights=b"w" * 3_000_001)
+        for name, content in DEFAULTS.items():
+            adapters.client.put_object(Bucket=adapters.bucket, Key=f"adapters/team/sql/{name}", Body=content)
         return adapters.resolver()
 
     @pytest.fixture
@@ -38,6 +42,10 @@ class TestContract(RemoteResolverContract):
     @pytest.fixture
     def known_files(self) -> Mapping[str, bytes]:
         return {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w" * 3_000_001}
+
+    @pytest.fixture
+    def known_defaults(self) -> Mapping[str, bytes]:
+        return DEFAULTS
 
 
 def test_each_file_is_asked_for_by_its_key_once_to_locate_and_once_to_download(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from loramux.adapters.materializer import Materializer
 from loramux.adapters.peft_config import MAX_CONFIG_NBYTES
 from loramux.adapters.resolution import Found
 from loramux.adapters.resolver_calls import ResolverCalls
+from loramux.adapters.store_manifest import STORED_NAMES
 from loramux.errors import AdapterInvalid, ResolverFailed, SourceChanged, StoreFull
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME, RemoteAdapter
@@ -374,3 +376,73 @@ async def test_two_names_with_one_content_share_one_folder(
 
 def assert_nothing_is_held(store: DiskStore) -> None:
     assert store._holds.digests() == []
+
+
+@asynccontextmanager
+async def found_with_defaults(store: DiskStore, shelf: Shelf, clock: Clock) -> AsyncIterator[Found]:
+    async with calls_of(shelf) as calls:
+        materializer = Materializer(store, max_adapter_nbytes=1000, fetches_defaults=True, now=clock)
+        found = await materializer.find(calls, "base", "sql")
+        assert found is not None
+        if found.confirm is not None:
+            found.confirm()
+        yield found
+        found.release()
+
+
+async def test_what_an_adapter_brings_is_fetched_once_and_kept_with_its_name(store, shelf, clock) -> None:
+    shelf.uploads["sql"].defaults = {"chat_template.jinja": b"{{ messages }}"}
+
+    for _ in range(2):
+        async with found_with_defaults(store, shelf, clock) as found:
+            assert found.defaults == {"chat_template.jinja": "{{ messages }}"}
+            folder = found.lora_request.lora_path
+            assert sorted(os.listdir(folder)) == sorted(STORED_NAMES)  # noqa: PTH208  # one call, no blocking walk
+    assert shelf.downloads.count("chat_template.jinja") == 1
+
+
+async def test_nothing_is_fetched_besides_unless_it_is_wanted(materializer, calls, shelf) -> None:
+    shelf.uploads["sql"].defaults = {"chat_template.jinja": b"{{ messages }}"}
+
+    found = await materializer.find(calls, "base", "sql")
+
+    assert found is not None and found.defaults == {}
+    assert shelf.downloads == [CONFIG_NAME, WEIGHTS_NAME]
+
+
+async def test_an_adapter_that_was_stored_without_is_fetched_again_when_they_are_wanted(
+    store, materializer, calls, shelf, clock
+) -> None:
+    shelf.uploads["sql"].defaults = {"generation_config.json": b"{}"}
+    found = await materializer.find(calls, "base", "sql")
+    assert found is not None and found.confirm is not None
+    found.confirm()
+    found.release()
+
+    async with found_with_defaults(store, shelf, clock) as found:
+        assert found.defaults == {"generation_config.json": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "reason"),
+    [
+        ({"chat_template.jinja": b"x" * 131_073}, "131073 bytes; the limit is 131072"),
+        ({"chat_template.jinja": b"\xff"}, "not UTF-8"),
+    ],
+)
+async def test_what_cannot_be_used_makes_the_adapter_invalid(
+    store, shelf, clock, defaults: dict[str, bytes], reason: str
+) -> None:
+    shelf.uploads["sql"].defaults = defaults
+
+    with pytest.raises(AdapterInvalid, match=reason):
+        async with found_with_defaults(store, shelf, clock):
+            pass
+
+
+async def test_a_resolver_that_locates_other_files_broke_its_contract(store, shelf, clock) -> None:
+    shelf.uploads["sql"].defaults = {"../evil": b"x"}
+
+    with pytest.raises(ResolverFailed, match="other files"):
+        async with found_with_defaults(store, shelf, clock):
+            pass

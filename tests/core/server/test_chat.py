@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fake_engine import ByteTokenizer
@@ -96,10 +98,10 @@ async def test_messages_that_the_template_refuses_are_the_clients_fault(client) 
 async def test_without_a_chat_template_the_advice_is_one_that_a_client_can_follow(
     client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> list[int]:
+    def refuse(*_: object, **__: object) -> str:
         raise RequestInvalid("or give a chat_template", param="messages", code="no_chat_template")
 
-    monkeypatch.setattr(ByteTokenizer, "apply_chat_template", refuse)
+    monkeypatch.setattr(ByteTokenizer, "render_chat", refuse)
 
     reply = await client.chat()
 
@@ -112,3 +114,122 @@ async def test_a_chat_that_cannot_fit_is_refused(client) -> None:
     reply = await client.chat("x" * 100)
 
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "context_length_exceeded", "messages")
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>'  # the fake engine says it back
+
+
+async def test_a_tool_call_in_the_answer_is_one_in_the_message(client) -> None:
+    choice = (await client.chat(CALL, tools=TOOLS)).json["choices"][0]
+
+    (call,) = choice["message"].pop("tool_calls")
+    assert choice["message"] == {"role": "assistant", "content": "base>[weather]<user>", "refusal": None}
+    assert choice["finish_reason"] == "tool_calls"
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Paris"}'}
+    assert (call["type"], call["id"][:5]) == ("function", "call_")
+
+
+async def test_a_stream_brings_the_same_call_in_pieces(client) -> None:
+    events = (await client.chat(CALL, tools=TOOLS, stream=True)).events
+
+    parts = [part for chunk in events[:-1] for part in chunk["choices"]]
+    pieces = [piece for part in parts for piece in part["delta"].get("tool_calls", [])]
+    assert pieces[0]["function"] == {"name": "weather", "arguments": ""}
+    assert {piece["index"] for piece in pieces} == {0}
+    assert "".join(piece["function"]["arguments"] for piece in pieces) == '{"city": "Paris"}'
+    assert "".join(part["delta"].get("content", "") for part in parts) == "base>[weather]<user>"
+    assert parts[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": TOOLS, "tool_choice": "none"}])
+async def test_without_tools_the_same_text_is_just_text(client, fields: dict[str, object]) -> None:
+    choice = (await client.chat(CALL, **fields)).json["choices"][0]
+
+    assert choice["message"]["content"] == f"base><user>{CALL}"
+    assert choice["finish_reason"] == "stop"
+
+
+async def test_special_tokens_stay_in_the_text_where_they_may_mark_a_call(client, engine) -> None:
+    await client.chat()
+    await client.chat(tools=TOOLS)
+
+    assert [params.skip_special_tokens for _, params, _, _ in engine.seen] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("choice", "held_to"),
+    [("required", "array"), ({"type": "function", "function": {"name": "weather"}}, "object")],
+)
+async def test_an_answer_that_must_call_is_held_to_the_schema(client, engine, choice: object, held_to: str) -> None:
+    await client.chat(tools=TOOLS, tool_choice=choice)
+
+    ((_, params, _, _),) = engine.seen
+    assert json.loads(params.structured_outputs.json)["type"] == held_to
+
+
+async def test_an_answer_cannot_be_a_call_and_have_a_format(client) -> None:
+    reply = await client.chat(tools=TOOLS, tool_choice="required", response_format={"type": "json_object"})
+
+    assert (reply.status, reply.error["param"]) == (400, "tool_choice")
+
+
+async def test_tools_that_the_template_does_not_show_are_refused(client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByteTokenizer, "render_chat", lambda *_, **__: "same")
+
+    reply = await client.chat(tools=TOOLS)
+
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "unsupported_parameter", "tools")
+
+
+async def test_the_tokens_are_told_where_they_are_asked_for(client) -> None:
+    whole = (await client.chat(return_token_ids=True)).json
+    events = (await client.chat(return_token_ids=True, stream=True)).events[:-1]
+
+    assert whole["prompt_token_ids"] == [1, *b"<user>hi"]
+    assert whole["choices"][0]["token_ids"] == list(b"base><user>hi")
+    assert [chunk["prompt_token_ids"] for chunk in events if "prompt_token_ids" in chunk] == [[1, *b"<user>hi"]]
+    parts = [part for chunk in events for part in chunk["choices"]]
+    assert [token for part in parts for token in part.get("token_ids", [])] == list(b"base><user>hi")
+
+
+@pytest.mark.parametrize(
+    ("fields", "arguments"),
+    [
+        ({}, {"add_generation_prompt": True}),
+        ({"add_generation_prompt": False}, {"add_generation_prompt": False}),
+        ({"continue_final_message": True}, {"continue_final_message": True, "add_generation_prompt": False}),
+        ({"documents": [{"text": "x"}]}, {"documents": [{"text": "x"}], "add_generation_prompt": True}),
+        (
+            {"chat_template": "{{ x }}", "chat_template_kwargs": {"enable_thinking": False}},
+            {"chat_template": "{{ x }}", "enable_thinking": False, "add_generation_prompt": True},
+        ),
+    ],
+)
+async def test_what_the_template_is_told(start, fields: dict[str, object], arguments: dict[str, object]) -> None:
+    client = await start(trust_request_chat_template=True)
+
+    assert (await client.chat(**fields)).status == 200
+    assert client.server.tokenizer.template_arguments == arguments
+
+
+@pytest.mark.parametrize("field", [{"chat_template": "{{ x }}"}, {"chat_template_kwargs": {"a": 1}}])
+async def test_a_clients_own_template_needs_the_operators_leave(client, field: dict[str, object]) -> None:
+    reply = await client.chat(**field)
+
+    assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
+    assert "--trust-request-chat-template" in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"truncate_prompt_tokens": 4}, b"r>hi"),
+        ({"truncate_prompt_tokens": 4, "truncation_side": "right"}, [1, *b"<us"]),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 97}, b">hi"),
+        ({"truncate_prompt_tokens": 99}, [1, *b"<user>hi"]),
+    ],
+)
+async def test_a_prompt_is_cut_to_the_tokens_asked_for(client, engine, fields: dict[str, object], prompt) -> None:
+    assert (await client.chat(**fields)).status == 200
+    assert engine.seen[0][0] == list(prompt)

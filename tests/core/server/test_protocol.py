@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from loramux.errors import RequestInvalid
 from loramux.sampling_params import SamplingParams
-from loramux.server.protocol import ChatCompletionRequest, CompletionRequest, Message
+from loramux.server.chat_protocol import ChatCompletionRequest, Message
+from loramux.server.protocol import CompletionRequest
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -61,26 +62,15 @@ def test_fields_that_nobody_knows_are_accepted() -> None:
     [
         ("best_of", 3),
         ("suffix", "end"),
-        ("response_format", {"type": "json_object"}),
-        ("tools", [{"type": "function"}]),
-        ("chat_template", "{{ x }}"),
-        ("continue_final_message", True),
-        ("allowed_token_ids", [1]),
-        ("bad_words", ["x"]),
-        ("truncate_prompt_tokens", 5),
         ("use_beam_search", True),
         ("guided_json", {"type": "object"}),
         ("guided_regex", "a+"),
         ("guided_choice", ["yes", "no"]),
         ("guided_grammar", "root ::= x"),
-        ("structured_outputs", {"choice": ["yes"]}),
         ("logits_processors", ["x"]),
-        ("documents", [{"text": "x"}]),
         ("length_penalty", 0.5),
         ("early_stopping", True),
         ("priority", -1),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "f"}}),
         ("function_call", {"name": "f"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy", "format": "wav"}),
@@ -91,11 +81,9 @@ def test_fields_that_nobody_knows_are_accepted() -> None:
         ("verbosity", "low"),
         ("detokenize", False),
         ("spaces_between_special_tokens", False),
-        ("return_token_ids", True),
         ("return_tokens_as_token_ids", True),
         ("logprob_token_ids", [5]),
         ("echo", True),
-        ("add_special_tokens", True),
     ],
 )
 def test_fields_that_would_change_the_answer_are_refused_by_name(name: str, value: object) -> None:
@@ -131,8 +119,47 @@ def test_the_same_fields_are_accepted_where_they_change_nothing(name: str, value
     chat(**{name: value})
 
 
-def test_an_unserved_field_of_a_chat_may_be_served_for_completions() -> None:
-    assert completion(echo=True, add_special_tokens=True).echo
+def test_a_field_may_be_served_for_one_kind_of_request_and_refused_for_the_other() -> None:
+    assert completion(echo=True).echo
+    assert chat(tools=[{"type": "function", "function": {"name": "f"}}]).tools
+    with pytest.raises(RequestInvalid, match="'tools' is not supported"):
+        completion(tools=[{"type": "function", "function": {"name": "f"}}])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": {"type": "function", "function": {"name": "g"}},
+            },
+            "tool_choice",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields: dict[str, object], param: str) -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        chat(**fields)
+
+    assert caught.value.param == param
+
+
+def test_defaults_stand_for_what_the_client_leaves_open() -> None:
+    defaults = {"temperature": 0.3, "top_k": 7, "max_tokens": 5, "stop_token_ids": [2]}
+
+    def build(**fields: object) -> SamplingParams:
+        body = completion(**fields)
+        return body.sampling_params(max_tokens=body.max_tokens, logprobs=None, prompt_logprobs=None, defaults=defaults)
+
+    assert build() == SamplingParams(temperature=0.3, top_k=7, max_tokens=5, stop_token_ids=[2])
+    assert build(temperature=0.9, max_tokens=9, stop_token_ids=[3]) == SamplingParams(
+        temperature=0.9, top_k=7, max_tokens=9, stop_token_ids=[2, 3]
+    )
+    assert build(ignore_eos=True).stop_token_ids == ()
 
 
 @pytest.mark.parametrize(

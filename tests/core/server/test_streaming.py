@@ -5,7 +5,9 @@ import socket
 
 import pytest
 
+from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.errors import AdapterInvalid, EngineDead
+from loramux.lora.request import LoRARequest
 from loramux.server import streaming
 
 SECOND = 1.0  # more than a loopback request takes; a broken promise then fails instead of hanging
@@ -68,7 +70,51 @@ async def test_a_client_that_leaves_aborts_its_request(client, engine, stream: b
 
     await asyncio.wait_for(engine.left.wait(), SECOND)
     assert engine.num_aborted == 2
-    assert len(client.server.in_flight) == 0
+    await asyncio.wait_for(client.server.in_flight._idle.wait(), SECOND)
+
+
+async def test_a_stream_that_waits_says_so_until_something_comes(start, engine) -> None:
+    client = await start(heartbeat_seconds=0.01)
+    engine.hold_after = 0
+
+    async with client.session.post(client.url + "/v1/completions", json={"prompt": "hi", "stream": True}) as response:
+        assert response.status == 200  # the headers are out, although the engine has given nothing yet
+        assert [await response.content.readline() for _ in range(4)] == [b": ping\n", b"\n"] * 2
+        engine.gate.set()
+        rest = (await response.content.read()).replace(b": ping\n\n", b"")
+
+    assert rest.startswith(b"data: {")
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+async def test_what_fails_after_a_heartbeat_is_an_error_event(start, engine) -> None:
+    client = await start(heartbeat_seconds=0.01)
+    engine.hold_after, engine.fail_after, engine.failure = 0, 0, AdapterInvalid("sql", "too big")
+
+    async with client.session.post(client.url + "/v1/completions", json={"prompt": "hi", "stream": True}) as response:
+        assert await response.content.readline() == b": ping\n"
+        engine.gate.set()
+        rest = (await response.content.read()).replace(b": ping", b"").strip()
+
+    assert rest.startswith(b'data: {"error":')
+    assert b"adapter_invalid" in rest
+    assert b"[DONE]" not in rest
+
+
+async def test_a_heartbeat_comes_while_an_adapter_loads(start, engine, registry) -> None:
+    client = await start(heartbeat_seconds=0.01)
+    arrived = asyncio.Event()
+
+    async def load_slowly(request: LoRARequest) -> LoadedAdapter:
+        await arrived.wait()
+        return await engine.load_adapter(request)
+
+    registry._loader._load = load_slowly
+    body = {"model": "found/slow", "prompt": "hi", "stream": True}
+    async with client.session.post(client.url + "/v1/completions", json=body) as response:
+        assert await response.content.readline() == b": ping\n"
+        arrived.set()
+        assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_client_that_reads_nothing_is_dropped(client, engine, monkeypatch: pytest.MonkeyPatch) -> None:

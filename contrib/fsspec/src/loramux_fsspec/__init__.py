@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 from loramux.errors import ConfigInvalid, ResolverFailed, SourceChanged
-from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME, RemoteAdapter, RemoteFile, RemoteLoRAResolver
+from loramux.lora.remote import (
+    CONFIG_NAME,
+    DEFAULTS_FILE_NAMES,
+    WEIGHTS_NAME,
+    RemoteAdapter,
+    RemoteFile,
+    RemoteLoRAResolver,
+)
 from loramux_fsspec.source import FileMissing, Source, without_secrets
 
 __all__ = ["FsspecLoRAResolver"]
@@ -65,6 +72,17 @@ class FsspecLoRAResolver(RemoteLoRAResolver):
             raise ResolverFailed(message, retryable=False) from exc
         root = self.describe().replace("{lora_name}", lora_name)
         return RemoteAdapter(f"{_handle(config)[1]}+{_handle(weights)[1]}", root, config, weights)
+
+    async def locate_defaults(self, adapter: RemoteAdapter) -> Sequence[RemoteFile]:
+        """Return those that lie in the adapter's own folder."""
+        lora_name, _ = _handle(adapter.config)
+        found = []
+        for name in DEFAULTS_FILE_NAMES:
+            try:
+                found.append(await self._look_at(lora_name, name))
+            except FileMissing:
+                continue
+        return found
 
     async def download(self, file: RemoteFile, destination: Path) -> None:
         """Write the file, if it is the one that was located both before and after it is read."""

@@ -9,12 +9,13 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loramux.errors import ConfigInvalid, ResolverFailed, SourceChanged
 from loramux.lora.remote import (
     CONFIG_NAME,
+    DEFAULTS_FILE_NAMES,
     WEIGHTS_NAME,
     RemoteAdapter,
     RemoteFile,
@@ -85,6 +86,17 @@ class MlflowLoRAResolver(RemoteLoRAResolver):
             message = f"resolver 'mlflow': {root} has {CONFIG_NAME}, but no {WEIGHTS_NAME}"
             raise ResolverFailed(message, retryable=False)
         return RemoteAdapter(_revision(version, folder, config, weights), root, config, weights)
+
+    async def locate_defaults(self, adapter: RemoteAdapter) -> Sequence[RemoteFile]:
+        """Return what the version's folder has of them."""
+        assert isinstance(adapter.config.handle, str)
+        folder = adapter.config.handle.removesuffix(CONFIG_NAME).rstrip("/")
+        try:
+            artifacts = {artifact.name: artifact for artifact in await self.registry.artifacts(folder)}
+        except NotInRegistry as exc:
+            raise SourceChanged(f"resolver 'mlflow': {exc} is gone") from exc
+        files = (_file(adapter.root, folder, artifacts.get(name)) for name in DEFAULTS_FILE_NAMES)
+        return [file for file in files if file is not None]
 
     async def download(self, file: RemoteFile, destination: Path) -> None:
         """Write the artifact; SourceChanged when it is gone."""

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants
 
 from loramux.errors import ResolverDenied, ResolverFailed, SourceChanged
-from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME, RemoteAdapter, RemoteFile, RemoteLoRAResolver
+from loramux.lora.remote import (
+    CONFIG_NAME,
+    DEFAULTS_FILE_NAMES,
+    WEIGHTS_NAME,
+    RemoteAdapter,
+    RemoteFile,
+    RemoteLoRAResolver,
+)
 from loramux_hub.allow_list import AllowList, HubName
 from loramux_hub.hub import Hub, NotOnHub, RepoInfo
 
@@ -74,6 +81,17 @@ class HubLoRAResolver(RemoteLoRAResolver):
             message = f"resolver 'hub': {root} has {CONFIG_NAME}, but no {WEIGHTS_NAME}"
             raise ResolverFailed(message, retryable=False)
         return RemoteAdapter(info.sha, root, config, weights)
+
+    async def locate_defaults(self, adapter: RemoteAdapter) -> Sequence[RemoteFile]:
+        """Ask for the located commit again, and return what it has beside the adapter."""
+        blob = adapter.config.handle
+        assert isinstance(blob, _Blob)
+        try:
+            info = await self.hub.repo_info(blob.repo_id, blob.commit)
+        except NotOnHub as exc:
+            raise SourceChanged(f"resolver 'hub': {exc} is gone") from exc
+        folders = tuple(blob.path.split("/")[:-1])
+        return [file for name in DEFAULTS_FILE_NAMES if (file := _find(info, folders, name)) is not None]
 
     async def download(self, file: RemoteFile, destination: Path) -> None:
         """Write the file as it is in the located commit; SourceChanged when the commit is gone.

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loramux.errors import ResolverFailed, SourceChanged
-from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME, RemoteAdapter, RemoteFile, RemoteLoRAResolver
+from loramux.lora.remote import (
+    CONFIG_NAME,
+    DEFAULTS_FILE_NAMES,
+    WEIGHTS_NAME,
+    RemoteAdapter,
+    RemoteFile,
+    RemoteLoRAResolver,
+)
 from loramux_s3.bucket import Bucket
 from loramux_s3.faults import ObjectMissing
 from loramux_s3.key_template import KeyTemplate
@@ -63,6 +70,17 @@ class S3LoRAResolver(RemoteLoRAResolver):
             raise ResolverFailed(message, retryable=False) from exc
         revision = f"{_version(config)}+{_version(weights)}"
         return RemoteAdapter(revision, f"s3://{self.template.bucket}/{folder}", config, weights)
+
+    async def locate_defaults(self, adapter: RemoteAdapter) -> Sequence[RemoteFile]:
+        """Return those that lie under the adapter's own key."""
+        folder = _pinned(adapter.config)["Key"].removesuffix(f"/{CONFIG_NAME}")
+        found = []
+        for name in DEFAULTS_FILE_NAMES:
+            try:
+                found.append(await self._look_up("head_object", folder, name))
+            except ObjectMissing:
+                continue
+        return found
 
     async def download(self, file: RemoteFile, destination: Path) -> None:
         """Write the located version; SourceChanged when it is gone or replaced."""

@@ -1,0 +1,82 @@
+"""POST /tokenize and /detokenize: what a prompt comes to, without answering it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
+from loramux.server.adapter_defaults import defaults_of
+from loramux.server.body import checked, read_body, read_object
+from loramux.server.chat_protocol import TokenizedChat
+from loramux.server.model_choice import choose_model
+from loramux.server.prompts import chat_prompt
+from loramux.server.protocol import TokenId
+from loramux.server.state import SERVER
+
+
+class TokenizeRequest(BaseModel):
+    """The body of POST /tokenize with a text."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeChatRequest(TokenizedChat):
+    """The body of POST /tokenize with messages."""
+
+    model: str | None = None
+    return_token_strs: bool | None = None
+
+
+class TokenizeBody(RootModel[TokenizeChatRequest | TokenizeRequest]):
+    """Either of the two."""
+
+
+class DetokenizeRequest(BaseModel):
+    """The body of POST /detokenize."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """Answer POST /tokenize: the tokens that the same text or messages would be answered from."""
+    server = request.app[SERVER]
+    value = await read_object(request)
+    body: TokenizeChatRequest | TokenizeRequest
+    body = checked(value, TokenizeChatRequest) if "messages" in value else checked(value, TokenizeRequest)
+    async with server.in_flight.admit(), choose_model(request, body.model) as model:
+        if isinstance(body, TokenizeRequest):
+            adds_special_tokens = body.add_special_tokens is not False
+            token_ids = await asyncio.to_thread(server.tokenizer.encode, body.prompt, adds_special_tokens)
+        else:
+            defaults = await defaults_of(model.served, server.adapter_defaults)
+            token_ids = await chat_prompt(server, body, chat_template=defaults.chat_template, context=None)
+        return web.json_response(
+            {
+                "count": len(token_ids),
+                "max_model_len": server.max_model_len,
+                "tokens": token_ids,
+                "token_strs": [server.vocabulary.show(one).text for one in token_ids]
+                if body.return_token_strs
+                else None,
+            }
+        )
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """Answer POST /detokenize: the text of these tokens, special ones included."""
+    server = request.app[SERVER]
+    body = await read_body(request, DetokenizeRequest)
+    async with server.in_flight.admit(), choose_model(request, body.model):
+        text = await asyncio.to_thread(server.tokenizer.decode, body.tokens, False)
+        return web.json_response({"prompt": text})
