@@ -51,10 +51,15 @@ class Api:
         return [(method.upper(), path) for path, item in self.document["paths"].items() for method in item]
 
     def fields(self, path: str) -> list[str]:
-        """All fields that the body of a route may have."""
+        """All fields that the body of a route may have, whichever of its forms it takes."""
         body = self.document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        schema = self.document["components"]["schemas"][body["$ref"].rpartition("/")[2]]
-        return list(schema["properties"])
+        schema = self._schema(body)
+        forms = [self._schema(form) for form in schema.get("anyOf", ())] or [schema]
+        return [*dict.fromkeys(field for form in forms for field in form["properties"])]
+
+    def _schema(self, reference: Mapping[str, str]) -> Mapping[str, Any]:
+        schema: Mapping[str, Any] = self.document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
+        return schema
 
 
 def requests(api: Api) -> st.SearchStrategy[tuple[str, bytes]]:
