@@ -73,6 +73,7 @@ def check_integrity(store: DiskStore) -> None:
     assert [entry for entry in verify(layout) if entry.fault is not None] == []
     assert list(layout.tmp.iterdir()) == []
     assert store.nbytes == walked_nbytes(store.root)
+    assert store.state().num_adapters == len(list(layout.folders()))
     assert store.reserved_nbytes == 0
     for path in layout.refs.iterdir():
         assert re.fullmatch(r"[0-9a-f]{64}\.json", path.name)

@@ -122,7 +122,7 @@ class AsyncLLMEngine:
     @property
     def is_running(self) -> bool:
         """Whether the engine thread still takes requests."""
-        return self._dead is None and not self._is_stopping
+        return self._dead is None and not self._is_stopping and self._thread.is_alive()
 
     @property
     def seconds_in_step(self) -> float:

@@ -10,6 +10,7 @@ from aiohttp.abc import AbstractAccessLogger
 from aiohttp.http_exceptions import HttpProcessingError, PayloadEncodingError
 
 from loramux.server.exchange import EXCHANGE, Exchange
+from loramux.server.request_id import request_id_of
 
 ACCESS_LOG = logging.getLogger("loramux.access")
 
@@ -43,9 +44,9 @@ class AccessLogger(AbstractAccessLogger):
 def log_exchange(logger: logging.Logger, request: web.BaseRequest, status: int, seconds: float) -> None:
     """Log method, route (not the raw address), status, duration and what came of it, as text and as fields.
 
-    What is no HTTP at all never gets to a route, and has no exchange.
+    What is answered before it gets to a route has no exchange; what is no HTTP at all not even an id.
     """
-    exchange = request.get(EXCHANGE) or Exchange("-")
+    exchange = request.get(EXCHANGE) or Exchange(request_id_of(request) if isinstance(request, web.Request) else "-")
     fields = {
         "method": request.method,
         "route": exchange.route,

@@ -383,6 +383,14 @@ def test_what_was_used_since_it_was_last_a_candidate_stays(tmp_path: Path) -> No
         check_integrity(store)
 
 
+def test_the_store_tells_what_it_holds_and_how_many_had_to_leave(small: DiskStore) -> None:
+    for letter in "abcde":
+        publish(small, some(letter))
+
+    state = small.state()
+    assert (state.num_adapters, state.nbytes, state.num_evictions) == (3, small.nbytes, 2)
+
+
 def test_a_held_adapter_never_leaves_and_a_released_one_may(small: DiskStore) -> None:
     a, b, c = (publish(small, some(letter)).digest for letter in "abc")
     leases = [small.hold(a), small.hold(a), small.hold(b)]

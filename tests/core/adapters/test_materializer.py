@@ -105,6 +105,21 @@ async def test_what_is_found_lies_whole_in_the_store_under_its_digest(
     assert_nothing_is_staged(store)
 
 
+async def test_what_is_fetched_has_its_time_taken_and_what_is_stored_has_not(
+    store: DiskStore, calls: ResolverCalls, clock: Clock
+) -> None:
+    taken: list[float] = []
+    materializer = Materializer(store, now=clock, on_fetched=taken.append)
+
+    for _ in range(2):
+        await find(materializer, calls)
+    clock.now += 1_000_000
+    await find(materializer, calls)  # its source still names the same version
+
+    assert len(taken) == 1
+    assert taken[0] > 0
+
+
 async def test_while_it_is_fresh_its_source_is_not_asked(
     materializer: Materializer, calls: ResolverCalls, shelf: Shelf, clock: Clock
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from loramux import AsyncLLMEngine, LoRARequest, RequestOutput, SamplingParams
 from loramux.adapters.residency import Residency
+from loramux.batch import ScheduledBatch
 from loramux.errors import AdapterInvalid, ContextLengthExceeded, EngineDead, RequestInvalid
 from tiny_engines import Reference, assert_idle, engine_args, greedy, kv_bytes
 
@@ -304,6 +305,41 @@ async def test_the_engines_death_reaches_every_reader(engine: AsyncLLMEngine) ->
     await asyncio.to_thread(engine._thread.join)
     with pytest.raises(EngineDead, match="no way on"):
         await engine.check_health()
+    assert not engine.is_running
+
+
+async def test_a_step_that_does_not_end_shows_and_an_idle_engine_is_in_none(engine: AsyncLLMEngine) -> None:
+    is_stuck, may_go_on = threading.Event(), threading.Event()
+    schedule = engine._engine.scheduler.schedule
+
+    def get_stuck() -> ScheduledBatch | None:
+        is_stuck.set()
+        may_go_on.wait(PATIENCE_SECONDS)
+        return schedule()
+
+    assert engine.seconds_in_step == 0
+    engine._engine.scheduler.schedule = get_stuck  # type: ignore[method-assign]
+    reader = asyncio.create_task(last(engine.generate(PROMPT, greedy(2), "stuck")))
+    assert await asyncio.to_thread(is_stuck.wait, PATIENCE_SECONDS)
+
+    before = engine.seconds_in_step
+    assert engine.seconds_in_step > before > 0
+    assert engine.state().num_waiting == 1  # it can be looked at all the same
+
+    may_go_on.set()
+    await reader
+    await asyncio.to_thread(engine.shutdown)
+    assert engine.seconds_in_step == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_whose_thread_is_gone_does_not_run(engine: AsyncLLMEngine) -> None:
+    def leave() -> None:
+        raise SystemExit  # no Exception: nobody hears of it
+
+    engine._post(leave)
+    await asyncio.to_thread(engine._thread.join)
+
     assert not engine.is_running
 
 

@@ -1,21 +1,25 @@
-"""authorize and adapter_event: every plugin is heard, and a fault stays where it is."""
+"""authorize, adapter_event and request_finished: every plugin is heard, and a fault stays where it is."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from loramux.lora.hookspecs import AdapterEvent, hookimpl
+from loramux.lora.hookspecs import AdapterEvent, RequestRecord, hookimpl
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.plugin_manager import PluginConfig, PluginManager
 from plugin_cases import entry_point
 
 EVENT = AdapterEvent("loaded", "sql", 1, "/adapters/sql")
+RECORD = RequestRecord(**dict.fromkeys(field.name for field in dataclasses.fields(RequestRecord)))
 
 
 class Answering:
     def __init__(self, answer: object) -> None:
         self.answer = answer
         self.events: list[AdapterEvent] = []
+        self.records: list[RequestRecord] = []
 
     @hookimpl
     def authorize(self, principal: str | None, adapter_name: str) -> object:
@@ -28,6 +32,12 @@ class Answering:
         if isinstance(self.answer, Exception):
             raise self.answer
         self.events.append(event)
+
+    @hookimpl
+    def request_finished(self, record: RequestRecord) -> None:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        self.records.append(record)
 
 
 def hooks_of(*plugins: object) -> PluginHooks:
@@ -55,3 +65,10 @@ def test_a_fault_in_one_listener_keeps_no_event_from_the_others(caplog: pytest.L
     hooks_of(Answering(RuntimeError("down")), listener).adapter_event(EVENT)
     assert listener.events == [EVENT]
     assert "plugin=p0 kind=loaded" in caplog.text
+
+
+def test_a_fault_in_one_reader_keeps_no_request_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    reader = Answering(None)
+    hooks_of(Answering(RuntimeError("down")), reader).request_finished(RECORD)
+    assert reader.records == [RECORD]
+    assert "plugin=p0" in caplog.text

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +156,29 @@ async def test_neither_prompts_nor_keys_nor_raw_addresses_are_logged(start, engi
     ours = [line for line in log.lines if line["logger"].startswith(("loramux", "aiohttp"))]
     assert len(ours) > 30
     assert CANARY not in json.dumps(ours)
+
+
+def test_what_would_be_printed_by_the_interpreter_is_a_line_too() -> None:
+    program = """
+import logging, threading, warnings
+library = logging.getLogger("library")
+library.addHandler(logging.StreamHandler())
+library.propagate = False
+from loramux.server.log_format import configure_logging
+configure_logging("json")
+library.warning("from a library")
+warnings.warn("from Python")
+thread = threading.Thread(target=lambda: 1 / 0, name="worker")
+thread.start()
+thread.join()
+raise ValueError("oops")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    library, warning, in_thread, uncaught = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (library["logger"], library["message"]) == ("library", "from a library")
+    assert "UserWarning: from Python" in warning["message"]
+    assert in_thread["message"] == "uncaught exception in thread=worker"
+    assert in_thread["exc_info"].endswith("ZeroDivisionError: division by zero")
+    assert uncaught["exc_info"].endswith("ValueError: oops")
+    assert ended.returncode == 1
