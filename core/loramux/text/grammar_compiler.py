@@ -21,10 +21,12 @@ MAX_CACHED_GRAMMARS = 32  # one that makes the most of LIMITS holds some 35 MB
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,  # at worst some 0.2 s of the thread that compiles
     step_lexer_fuel=50_000,  # at worst some 10 ms of a step, which everybody shares
-    max_lexer_states=20_000,
     verbose_errors=False,  # they would show a client the parser's inside
 )
-"""What a grammar may cost; the numbers are below llguidance's own, which let one regex stop all others for 0.3 s."""
+"""What a grammar may cost; both fuels are below llguidance's own, which let one regex stop all others for 0.6 s.
+
+Lexer states stay at the library's 250,000: a long string with a maxLength takes some 20 a token.
+"""
 
 
 class GrammarCompiler:
