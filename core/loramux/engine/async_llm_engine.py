@@ -148,7 +148,10 @@ class AsyncLLMEngine:
         """
         stream = _Stream(asyncio.get_running_loop())
         arrival_time = time.monotonic()
-        await self.check_structured_outputs(sampling_params.structured_outputs)
+        structured_outputs = sampling_params.structured_outputs
+        grammar = None
+        if structured_outputs is not None:
+            grammar = await asyncio.to_thread(self._engine.grammars.compile, structured_outputs)
 
         def add() -> None:
             self._engine.add_request(
@@ -157,6 +160,7 @@ class AsyncLLMEngine:
                 sampling_params,
                 lora_request,
                 cache_salt=cache_salt,
+                grammar=grammar,
                 arrival_time=arrival_time,
                 tenant=tenant,
             )
@@ -174,12 +178,12 @@ class AsyncLLMEngine:
             self._post(lambda: self._leave(request_id, stream))
 
     async def check_structured_outputs(self, params: StructuredOutputsParams | None) -> None:
-        """Compile what an answer is to match, in a thread of its own, so that `generate` finds it.
+        """Compile what an answer is to match, in a thread of its own, so that the next `generate` finds it.
 
         `generate` does so itself; ask first where a refusal must come before anything else. Raises RequestInvalid.
         """
         if params is not None:
-            await asyncio.to_thread(self._engine.grammars.compile, params)
+            await asyncio.to_thread(self._engine.grammars.check, params)
 
     async def abort(self, request_id: str) -> None:
         """End a request now; its reader gets a last output with finish_reason "abort"."""

@@ -32,6 +32,7 @@ from loramux.model.sampler import Unchosen
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.text.bad_words import encode_bad_words
+from loramux.text.grammar import Grammar
 from loramux.text.grammar_compiler import GrammarCompiler
 from loramux.text.tokenizer import Tokenizer
 
@@ -98,12 +99,14 @@ class LLMEngine:
         lora_request: LoRARequest | None = None,
         *,
         cache_salt: str | None = None,
+        grammar: Grammar | None = None,
         arrival_time: float | None = None,
         tenant: str | None = None,
     ) -> None:
         """Queue a request. Raises RequestInvalid when it can never be answered.
 
         Requests share cached prefixes only within one `cache_salt` (the argument, or else the prompt's own).
+        `grammar` is that of the parameters' structured outputs, where it was compiled before.
         `arrival_time` is when the caller asked, on the monotonic clock; now, unless it had to wait to get here. Tenants
         with requests waiting take turns, so that none is held up by how much another has queued. An adapter that turns
         out to be invalid ends the request with an output whose `error` says why.
@@ -116,6 +119,8 @@ class LLMEngine:
         tokenized = tokenize_prompt(prompt, self.tokenizer, vocab_size=vocab_size, context=self.max_model_len)
         self._check_length(len(tokenized.token_ids), params)
         params.check_vocabulary(vocab_size)
+        if params.structured_outputs is not None and grammar is None:
+            grammar = self.grammars.compile(params.structured_outputs)
         group = RequestGroup(
             request_id,
             tokenized.text,
@@ -126,7 +131,7 @@ class LLMEngine:
             tenant=tenant,
             cache_salt=checked_salt(cache_salt) or tokenized.cache_salt,
             bad_words=encode_bad_words(params.bad_words or (), self.tokenizer),
-            grammar=None if params.structured_outputs is None else self.grammars.compile(params.structured_outputs),
+            grammar=grammar,
         )
         if lora_request is None:
             self._start(group)

@@ -20,13 +20,16 @@ NO_TEXT = "no text can match it"
 
 
 class Grammar:
-    """A compiled grammar. Never changes, so that any number of answers may start from it."""
+    """One request's compiled grammar. Not for two threads at once.
+
+    Its answers share one lexer and what that may cost; so two requests never share a grammar, however alike they are.
+    """
 
     def __init__(self, start: LLMatcher) -> None:
         self._start = start
 
     def matcher(self) -> GrammarMatcher:
-        """Start an answer; what was computed for the start is shared."""
+        """Start an answer."""
         return GrammarMatcher(self._start.deep_copy())
 
 

@@ -16,7 +16,7 @@ from loramux.structured_outputs import StructuredOutputsParams
 from loramux.text.grammar import NO_TEXT, Grammar, error_of
 from loramux.text.tokenizer import Tokenizer
 
-MAX_CACHED_GRAMMARS = 32  # one that makes the most of LIMITS holds some 35 MB
+MAX_CHECKED_GRAMMARS = 32
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=200_000,  # at worst some 0.2 s of the thread that compiles
@@ -30,27 +30,32 @@ Lexer states stay at the library's 250,000: a long string with a maxLength takes
 
 
 class GrammarCompiler:
-    """Compiles for one model, and remembers the grammars used last by what they say. Any thread may call it."""
+    """Compiles for one model. Any thread may call it, and others run meanwhile.
+
+    The first call of all also reads the tokenizer, which takes up to a second.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, eos_token_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = max(vocab_size, tokenizer.vocab_size)
         self._eos_token_ids = sorted(token_id for token_id in eos_token_ids if token_id < self._vocab_size)
-        self._known: LRUCache[StructuredOutputsParams, Grammar] = LRUCache(MAX_CACHED_GRAMMARS)
+        self._checked: LRUCache[StructuredOutputsParams, Grammar] = LRUCache(MAX_CHECKED_GRAMMARS)
         self._lock = threading.Lock()
 
-    def compile(self, params: StructuredOutputsParams) -> Grammar:
-        """Return the grammar, from memory if it is known. Raises RequestInvalid with llguidance's reason.
-
-        Other threads run meanwhile. The first call of all also reads the tokenizer, which takes up to a second.
-        """
+    def check(self, params: StructuredOutputsParams) -> None:
+        """Compile ahead, for the request that comes next. Raises RequestInvalid with llguidance's reason."""
         with self._lock:
-            grammar = self._known.get(params)
-        if grammar is None:
+            is_checked = params in self._checked
+        if not is_checked:
             grammar = Grammar(self._start(params))
             with self._lock:
-                self._known[params] = grammar
-        return grammar
+                self._checked[params] = grammar
+
+    def compile(self, params: StructuredOutputsParams) -> Grammar:
+        """Return a grammar for one request, that of `check` if it is there. Raises RequestInvalid too."""
+        with self._lock:
+            grammar = self._checked.pop(params, None)
+        return Grammar(self._start(params)) if grammar is None else grammar
 
     def _start(self, params: StructuredOutputsParams) -> LLMatcher:
         try:

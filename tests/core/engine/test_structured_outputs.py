@@ -235,6 +235,18 @@ def test_min_tokens_beyond_the_grammars_end_is_no_trouble(byte_level_engine: LLM
     assert (completion.text, completion.finish_reason) == ("ab", "stop")
 
 
+@pytest.mark.parametrize("patience", [{"min_tokens": 5}, {"ignore_eos": True}], ids=["min_tokens", "ignore_eos"])
+def test_an_end_token_that_is_all_that_is_left_ends_it_and_is_not_shown(
+    byte_level_engine: LLMEngine, patience: dict[str, Any]
+) -> None:
+    nothing = StructuredOutputsParams(grammar='start: ""')
+    params = greedy(20, **{"ignore_eos": False, **patience}, skip_special_tokens=False, structured_outputs=nothing)
+
+    (completion,) = answer(byte_level_engine, PROMPT, params).outputs
+
+    assert (completion.token_ids, completion.text, completion.finish_reason) == ([0], "", "stop")
+
+
 # --- refusals and failures
 
 
@@ -335,8 +347,11 @@ async def test_the_engine_thread_finds_what_was_compiled_before(
     assert text_of(outputs[-1]) in ("ab", "cd")
 
 
-async def test_what_makes_no_sense_is_refused_before_the_engine_thread_sees_it(tiny_llama: Path) -> None:
+async def test_what_makes_no_sense_is_refused_before_the_engine_thread_sees_it(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = AsyncLLMEngine.from_engine_args(engine_args(tiny_llama))
+    monkeypatch.setattr(engine._engine, "add_request", None)
     try:
         await engine.check_structured_outputs(None)
         with pytest.raises(RequestInvalid, match="unclosed group"):

@@ -13,7 +13,7 @@ import pytest
 from loramux.errors import RequestInvalid
 from loramux.structured_outputs import StructuredOutputsParams
 from loramux.text.grammar import GrammarMatcher
-from loramux.text.grammar_compiler import LIMITS, MAX_CACHED_GRAMMARS, GrammarCompiler
+from loramux.text.grammar_compiler import LIMITS, MAX_CHECKED_GRAMMARS, GrammarCompiler
 from tiny_tokenizers import byte_fallback, byte_level, unigram, word_level
 
 
@@ -98,22 +98,31 @@ def test_the_model_may_know_fewer_or_more_tokens_than_the_tokenizer(num_more: in
     assert max(allowed(start(compiler, regex="[a-z]+"))) < tokenizer.vocab_size
 
 
-# --- memory
+# --- ahead of a request
 
 
-def test_a_grammar_is_compiled_once(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = compiler.compile(StructuredOutputsParams(regex="once"))
-    monkeypatch.setattr(compiler, "_start", None)
+def test_what_was_checked_is_compiled_already(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler.check(StructuredOutputsParams(regex="once"))
+    compiler.check(StructuredOutputsParams(regex="once"))
+    monkeypatch.setattr(compiler, "_start", None)  # from here on, nothing can be compiled
 
-    assert compiler.compile(StructuredOutputsParams(regex="once")) is first
+    assert take(start(compiler, regex="once"), "once")
 
 
-def test_the_grammars_used_last_are_remembered_and_no_more(compiler: GrammarCompiler) -> None:
-    first = compiler.compile(StructuredOutputsParams(regex="a0"))
-    for index in range(1, MAX_CACHED_GRAMMARS + 1):
-        compiler.compile(StructuredOutputsParams(regex=f"a{index}"))
+def test_the_grammars_checked_last_are_kept_and_no_more(compiler: GrammarCompiler) -> None:
+    for index in range(MAX_CHECKED_GRAMMARS + 5):
+        compiler.check(StructuredOutputsParams(regex=f"a{index}"))
 
-    assert compiler.compile(StructuredOutputsParams(regex="a0")) is not first
+    assert len(compiler._checked) == MAX_CHECKED_GRAMMARS
+    assert StructuredOutputsParams(regex="a0") not in compiler._checked
+
+
+def test_what_one_request_has_used_up_is_there_for_the_next(compiler: GrammarCompiler) -> None:
+    dear = {"regex": "x[ab]((a{1000}){1000}){1000}"}
+    for _ in range(2):
+        matcher = start(compiler, **dear)
+        assert [bool(allowed(matcher)) and take(matcher, letter) for letter in "xaa"] == [True, True, False]
+        assert "too many expressions" in str(matcher.error)
 
 
 def test_many_threads_may_compile(compiler: GrammarCompiler) -> None:
@@ -215,8 +224,8 @@ def test_a_long_text_of_bounded_length_is_within_the_limits(compiler: GrammarCom
     words = byte_level().encode("the capital of France, ", add_special_tokens=False)
     matcher = start(compiler, json={"type": "string", "maxLength": 100_000})
     assert take(matcher, '"')
-    for token_id in words * 200:
-        assert matcher.allowed_tokens().any()
+    for token_id in words * 1000:
+        matcher.allowed_tokens()
         assert matcher.take(token_id)
 
     assert take(matcher, '"')
