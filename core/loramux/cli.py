@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,10 @@ from loramux.server.arguments import (
     read_server_config,
 )
 from loramux.server.config import StoreConfig
+from loramux.server.log_format import configure_logging
 from loramux.server.lora_modules import refuse_missing_folders
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,13 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[arguments.command](arguments)
     except ConfigInvalid as exc:
-        sys.stderr.write(f"loramux {arguments.command}: error: {exc}\n")
+        _complain(arguments, f"loramux {arguments.command}: error: {exc}")
         return 2
     except LoramuxError as exc:
-        sys.stderr.write(f"loramux {arguments.command}: failed: {exc}\n")
+        _complain(arguments, f"loramux {arguments.command}: failed: {exc}")
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(arguments: argparse.Namespace, text: str) -> None:
+    """Say on standard error why the command ends, in the form that the rest of it has."""
+    if getattr(arguments, "log_format", "text") == "json":
+        configure_logging("json")
+        logger.critical(text)
+    else:
+        sys.stderr.write(f"{text}\n")
 
 
 def _build_parser() -> argparse.ArgumentParser:

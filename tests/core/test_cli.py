@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +218,14 @@ def test_what_needs_no_model_does_not_wait_for_torch(arguments: list[str]) -> No
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+def test_a_server_that_cannot_start_says_so_in_the_form_of_its_log() -> None:
+    command = [sys.executable, "-m", "loramux.cli", "serve", "model", "--port", "99999", "--log-format"]
+
+    ended = {name: subprocess.run([*command, name], capture_output=True, text=True) for name in ("text", "json")}
+
+    reason = "loramux serve: error: --port must be from 0 to 65535, got 99999"
+    assert ended["text"].stderr == f"{reason}\n"
+    assert json.loads(ended["json"].stderr)["message"] == reason
+    assert [process.returncode for process in ended.values()] == [2, 2]

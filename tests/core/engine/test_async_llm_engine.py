@@ -397,6 +397,7 @@ async def test_counters_can_be_read_while_the_engine_works(
         try:
             while not is_over.is_set():
                 engine.counters()
+                engine.state()
         except BaseException as fault:
             faults.append(fault)
 
