@@ -74,7 +74,7 @@ async def choose_model(request: web.Request, name: str | None) -> AsyncIterator[
     if not server.registry.is_at_hand(name):
         server.limiter.count_new_adapter(principal)
     started = time.perf_counter()
-    tier_before = _tier_in_memory(server, name)
+    tier_before = _tier_before(server, name)
     async with server.registry.use(name, principal.id) as served:
         if served is None:
             note_model(None)
@@ -98,10 +98,13 @@ def choice_of(request: web.Request) -> ModelChoice | None:
     return request.get(_CHOICE)
 
 
-def _tier_in_memory(server: Server, name: str) -> FoundIn | None:
+def _tier_before(server: Server, name: str) -> FoundIn | None:
+    """Where a served adapter is; None for a name that must be looked for."""
     served = server.registry.current(name)
-    residency = None if served is None else server.engine.residency(served.id)
-    return None if residency is None else residency.tier
+    if served is None:
+        return None
+    residency = server.engine.residency(served.id)
+    return "disk" if residency is None else residency.tier
 
 
 def _tier_on_arrival(server: Server, name: str, served: ServedAdapter) -> FoundIn:
