@@ -80,6 +80,8 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
         *("--host", "0.0.0.0"),
         *("--port", "0"),
         *("--api-key", "one", "two"),
+        *("--allowed-hosts", "A", "b", "--allowed-hosts", "c.lan"),
+        *("--max-connections", "50", "--allow-python-parser"),
         *("--drain-delay", "1.5", "--grace", "30"),
         *("--lora-resolvers", "filesystem, hub"),
         *("--resolver-option", "filesystem.root=/flag"),
@@ -91,6 +93,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
     )
 
     assert config.lora_modules == (LoRAModule("sql", "/sql"), LoRAModule("json", "/json"))
+    assert (config.allowed_hosts, config.max_connections, config.allow_python_parser) == (("a", "b", "c.lan"), 50, True)
     assert config.stop == StopConfig(drain_delay_seconds=1.5, grace_seconds=30)
     assert (config.host, config.port, config.api_keys) == ("0.0.0.0", 0, ("one", "two"))
     assert config.plugins.resolver_names == ("filesystem", "hub")
@@ -127,6 +130,11 @@ def test_runtime_updates_are_switched_by_the_environment(value: str, is_on: bool
         (["--enable-lora", "--max-loras", "0"], "max_loras must be an integer of at least 1, got 0"),
         (["--enable-lora", "--max-loras", "8", "--max-cpu-loras", "4"], "max_cpu_loras (4) must be >= max_loras (8)"),
         (["--enable-lora", "--allowed-lora-roots", "/nowhere"], "--allowed-lora-roots: '/nowhere' is no folder"),
+        (["--enable-lora", "--allowed-lora-roots", "/"], "--allowed-lora-roots: '/' cannot be used: it is the root"),
+        (["--max-connections", "0"], "--max-connections must be from 1 to 1000000, got 0"),
+        (["--allowed-hosts", "http://a"], "--allowed-hosts: 'http://a' is no host name"),
+        (["--keys-file", "/nowhere.toml"], "--keys-file /nowhere.toml: cannot be read"),
+        (["--grace", "-1"], "--grace must be from 0 to 3600 seconds, got -1"),
     ],
 )
 def test_a_wrong_setting_ends_the_command_with_its_message(

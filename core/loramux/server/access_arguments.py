@@ -24,6 +24,20 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keys-file", type=Path, metavar="FILE.toml", help="[[keys]] tables with scopes and limits")
     group.add_argument("--insecure", action="store_true", help="let other machines in without a key")
     group.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names that requests may use in their Host header, besides those of loopback; any, where --host is public",
+    )
+    group.add_argument(
+        "--max-connections", type=int, default=2000, metavar="N", help="open connections at once (%(default)s)"
+    )
+    group.add_argument(
+        "--allow-python-parser", action="store_true", help="serve although aiohttp's compiled HTTP parser is missing"
+    )
+    group.add_argument(
         "--drain-delay",
         type=float,
         default=5.0,
@@ -48,5 +62,8 @@ def read_access(arguments: argparse.Namespace, environment: Mapping[str, str]) -
         "api_keys": tuple(arguments.api_key or ([key_of_environment] if key_of_environment else [])),
         "keys_file": None if arguments.keys_file is None else KeysFile.read(arguments.keys_file),
         "is_insecure": arguments.insecure,
+        "allowed_hosts": tuple(host.lower() for host in arguments.allowed_hosts),
+        "max_connections": arguments.max_connections,
+        "allow_python_parser": arguments.allow_python_parser,
         "stop": StopConfig(drain_delay_seconds=arguments.drain_delay, grace_seconds=arguments.grace),
     }

@@ -24,10 +24,11 @@ from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
 from loramux.server.chat_protocol import ChatCompletionRequest
 from loramux.server.completions import create_completion
-from loramux.server.connection import Runner
+from loramux.server.connection import MAX_CONNECTIONS, Runner
 from loramux.server.errors import ErrorReply, describe, describe_http
 from loramux.server.event_loop_lag import watch_event_loop
 from loramux.server.exchange import note_error
+from loramux.server.hosts import check_host
 from loramux.server.limits import RATE_HEADERS, limit_requests
 from loramux.server.model_choice import choice_of
 from loramux.server.models import get_model, list_models
@@ -54,7 +55,8 @@ logger = logging.getLogger(__name__)
 
 def build_app(server: Server) -> web.Application:
     """Put the routes together."""
-    middlewares = [observe, _answer_errors, check_access(server.api_keys), limit_requests(server.limiter)]
+    middlewares = [observe, _answer_errors, check_host(server.allowed_hosts), check_access(server.api_keys)]
+    middlewares.append(limit_requests(server.limiter))
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
     app[SERVER] = server
     app[ROUTES] = Routes(app.router)
@@ -94,10 +96,11 @@ def _add_routes(routes: Routes, server: Server) -> None:
         routes.get("/v1/explain_lora_adapter", explain_adapter, needs="admin", query=("lora_name",))
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
+def make_runner(app: web.Application, *, max_connections: int = MAX_CONNECTIONS) -> web.AppRunner:
     """Make what serves the application: a client that leaves cancels its handler, and bodies are never inflated."""
     return Runner(
         app,
+        max_connections=max_connections,
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,

@@ -12,6 +12,7 @@ from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
 from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import BaseMatch, DeviceName, DTypeName, EngineArgs
 from loramux.errors import ConfigInvalid
+from loramux.lora.adapter_root import why_unsafe
 from loramux.lora.plugin_manager import PluginConfig
 from loramux.lora.resolver_options import ResolverOptions
 from loramux.server.access_arguments import add_access_arguments, read_access
@@ -233,4 +234,6 @@ def _read_roots(text: str | None) -> tuple[Path, ...] | None:
 def _checked_root(root: Path) -> Path:
     if not root.is_dir():
         raise ConfigInvalid(f"--allowed-lora-roots: {str(root)!r} is no folder")
+    if (reason := why_unsafe(root)) is not None:
+        raise ConfigInvalid(f"--allowed-lora-roots: {str(root)!r} cannot be used: {reason}")
     return root.resolve()

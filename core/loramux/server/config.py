@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +13,12 @@ from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
+from loramux.server.hosts import is_loopback
 from loramux.server.keys_file import KeysFile
 from loramux.server.log_format import LogFormat
 from loramux.server.shutdown import StopConfig
+
+_HOST = re.compile(r"[a-z0-9._:-]{1,253}")  # lower case; a colon is part of an IPv6 address
 
 ADAPTER_NAME_RULE = "1 to 255 of A-Z a-z 0-9 . _ : @ / + -, a letter or digit first, no empty, '.' or '..' segment"
 
@@ -57,6 +60,9 @@ class ServerConfig:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     keys_file: KeysFile | None = None
     is_insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    max_connections: int = 2000
+    allow_python_parser: bool = False
     stop: StopConfig = field(default_factory=StopConfig)
     lora_modules: tuple[LoRAModule, ...] = ()
     plugins: PluginConfig = field(default_factory=PluginConfig)
@@ -72,6 +78,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigInvalid(f"--port must be from 0 to 65535, got {self.port}")
+        if not 1 <= self.max_connections <= 1_000_000:
+            raise ConfigInvalid(f"--max-connections must be from 1 to 1000000, got {self.max_connections}")
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigInvalid(f"--allowed-hosts: {host!r} is no host name; write it as in example.org, no port")
         if not all(key.strip() for key in self.api_keys):
             raise ConfigInvalid("--api-key must not be empty")
         if not 0 < self.lora_wait_seconds <= 600:
@@ -82,7 +93,12 @@ class ServerConfig:
     @property
     def is_public(self) -> bool:
         """Whether other machines can reach the server."""
-        return not _is_loopback(self.host)
+        return not is_loopback(self.host)
+
+    @property
+    def checked_hosts(self) -> tuple[str, ...] | None:
+        """The names, besides those of loopback, that requests may use for the server; None where any will do."""
+        return None if self.is_public and not self.allowed_hosts else self.allowed_hosts
 
     @property
     def has_admin_key(self) -> bool:
@@ -122,10 +138,3 @@ class ServerConfig:
         for module in self.lora_modules:
             if not is_adapter_name(module.name):
                 raise ConfigInvalid(f"--lora-modules: {module.name!r} is no name for an adapter: {ADAPTER_NAME_RULE}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 
+from loramux.errors import ConfigInvalid, EngineOverloaded
 from loramux.server.errors import Refused, describe, describe_http
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
+
+MAX_CONNECTIONS = 2000
 
 
 class Runner(web.AppRunner):
     """Runs an application as aiohttp does, but for the connections, for which aiohttp has no setting."""
 
+    def __init__(self, app: web.Application, *, max_connections: int = MAX_CONNECTIONS, **settings: Any) -> None:
+        super().__init__(app, **settings)
+        self._max_connections = max_connections
+
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(_Handler(server.request_handler), request_factory=server.request_factory, **self._kwargs)
+        return _Server(
+            _Handler(server.request_handler),
+            max_connections=self._max_connections,
+            request_factory=server.request_factory,
+            **self._kwargs,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +50,29 @@ class _Handler:
 
 
 class _Server(web.Server):
+    def __init__(self, handler: _Handler, *, max_connections: int, **settings: Any) -> None:
+        super().__init__(handler, **settings)
+        self._max_connections = max_connections
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the newest connection is one too many."""
+        return len(self._connections) > self._max_connections
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 
 class _Connection(web.RequestHandler):
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or send it away before anything is read."""
+        super().connection_made(transport)
+        if isinstance(self._manager, _Server) and self._manager.is_full:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(_full())
+            transport.close()
 
     def handle_error(
         self,
@@ -56,3 +89,27 @@ class _Connection(web.RequestHandler):
         response.headers.update({"Server": "loramux", REQUEST_ID_HEADER: request_id})
         response.force_close()
         return response
+
+
+def check_parser(*, may_be_python: bool) -> None:
+    """Raise ConfigInvalid where aiohttp's compiled parser is missing; the other one is slower, and laxer."""
+    if HttpRequestParser is HttpRequestParserPy and not may_be_python:
+        raise ConfigInvalid(
+            "aiohttp's compiled HTTP parser is not there: install a wheel of aiohttp for this platform and unset "
+            "AIOHTTP_NO_EXTENSIONS, or give --allow-python-parser"
+        )
+
+
+def _full() -> bytes:
+    reply = describe(EngineOverloaded("too many connections"), request_id="")
+    body = json.dumps(reply.body).encode()
+    headers = {
+        **reply.headers,
+        "Server": "loramux",
+        REQUEST_ID_HEADER: uuid.uuid4().hex,
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+    }
+    lines = [f"HTTP/1.1 {reply.status} Service Unavailable", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body

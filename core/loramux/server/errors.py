@@ -54,6 +54,8 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "invalid_api_key": ErrorKind(401, "authentication_error", _BEARER),
     "insufficient_permissions": ErrorKind(403, "permission_error"),
     "malformed_request": ErrorKind(400, "invalid_request_error", _CLOSE),
+    "host_not_allowed": ErrorKind(403, "permission_error"),
+    "upgrade_refused": ErrorKind(400, "invalid_request_error", _CLOSE),
     "rate_limit_exceeded": ErrorKind(429, "rate_limit_error", {"Retry-After": "1"}),
     "adapter_resolution_rate_limited": ErrorKind(429, "rate_limit_error", {"Retry-After": "1"}),
     "invalid_json": ErrorKind(400, "invalid_request_error"),

@@ -27,10 +27,12 @@ from loramux.server.adapter_defaults import DefaultsCache
 from loramux.server.app import build_app, make_runner
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
+from loramux.server.connection import check_parser
 from loramux.server.keys_file import following
 from loramux.server.loading import show_loading
 from loramux.server.log_format import configure_logging
 from loramux.server.lora_modules import refused_module
+from loramux.server.open_files import make_room_for
 from loramux.server.screen import StartScreen, show_start
 from loramux.server.shutdown import Door, expect_signal, stop_serving
 from loramux.server.state import Server
@@ -45,6 +47,8 @@ def serve(config: ServerConfig) -> int:
     """Serve until a signal comes; raises a LoramuxError that says why when it cannot start."""
     configure_logging(config.log_format)
     warn(config)
+    check_parser(may_be_python=config.allow_python_parser)
+    make_room_for(config.max_connections)
     listener = bind(config.host, config.port)  # first: a port that is taken shows before minutes of loading
     with listener:
         plugins = PluginManager.start(config.plugins) if config.engine.enable_lora else None
@@ -90,7 +94,7 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         api_keys = ApiKeys.from_keys(config.api_keys, None if config.keys_file is None else config.keys_file.keys)
         await held.enter_async_context(following(config.keys_file, api_keys))
         server = _server(parts, registry, api_keys)
-        runner = make_runner(build_app(server))
+        runner = make_runner(build_app(server), max_connections=config.max_connections)
         await runner.setup()
         try:
             first_signal = expect_signal()
@@ -179,6 +183,7 @@ def _server(parts: _Parts, registry: AdapterRegistry, api_keys: ApiKeys) -> Serv
         api_keys=api_keys,
         allow_runtime_updates=config.allow_runtime_updates and config.engine.enable_lora,
         allowed_lora_roots=config.allowed_lora_roots,
+        allowed_hosts=config.checked_hosts,
         metrics=parts.metrics,
         hooks=parts.hooks,
         store=parts.store,

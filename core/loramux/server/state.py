@@ -109,6 +109,7 @@ class Server:
     adapter_defaults: DefaultsCache | None = None
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     in_flight: InFlight = field(default_factory=InFlight)
+    allowed_hosts: tuple[str, ...] | None = None
     limiter: Limiter = field(default_factory=Limiter)
     metrics: Metrics = field(default_factory=Metrics)
     hooks: PluginHooks = field(default_factory=PluginHooks)

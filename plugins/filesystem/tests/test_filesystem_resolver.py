@@ -148,3 +148,8 @@ def test_no_hostile_name_or_symlink_opens_anything_outside_the_root(root: Path, 
         check=False,
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_a_root_that_holds_more_than_adapters_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match=r"filesystem\.root='/' cannot be used: it is the root of the whole file"):
+        FilesystemLoRAResolver("/")

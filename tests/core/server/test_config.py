@@ -70,6 +70,21 @@ def test_what_is_open_to_whom_is_decided_before_the_start(
         config(host=host, **settings)
 
 
+@pytest.mark.parametrize(
+    ("host", "allowed", "checked"),
+    [
+        ("127.0.0.1", (), ()),
+        ("localhost", ("a.lan",), ("a.lan",)),
+        ("0.0.0.0", (), None),
+        ("0.0.0.0", ("a.lan",), ("a.lan",)),
+    ],
+)
+def test_names_are_checked_on_loopback_and_where_some_are_given(
+    host: str, allowed: tuple[str, ...], checked: tuple[str, ...] | None
+) -> None:
+    assert config(host=host, allowed_hosts=allowed, api_keys=("k",)).checked_hosts == checked
+
+
 def test_an_empty_key_is_no_key() -> None:
     with pytest.raises(ConfigInvalid, match="--api-key must not be empty"):
         config(api_keys=("key", " "))

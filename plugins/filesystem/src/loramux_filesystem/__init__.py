@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loramux.errors import ConfigInvalid, ResolverFailed
+from loramux.lora.adapter_root import why_unsafe
 from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
 
@@ -38,6 +39,8 @@ class FilesystemLoRAResolver(LoRAResolver):
         self.root = Path(root).expanduser().resolve()
         if not self.root.is_dir():
             raise ConfigInvalid(f"resolver option filesystem.root={str(root)!r} must be an existing folder")
+        if (reason := why_unsafe(self.root)) is not None:
+            raise ConfigInvalid(f"resolver option filesystem.root={str(root)!r} cannot be used: {reason}")
         self.allowed_roots = (self.root,)
 
     @classmethod
