@@ -164,9 +164,17 @@ async def test_abort_ends_the_reader_with_a_last_output(engine: AsyncLLMEngine) 
 async def test_add_lora_loads_once_for_all_who_ask(engine: AsyncLLMEngine, adapter: LoRARequest) -> None:
     loads: list[LoRARequest] = []
     load = engine._engine.adapters.host_cache._load
-    engine._engine.adapters.host_cache._load = lambda request: (loads.append(request), load(request))[1]
+    all_have_asked = threading.Event()
+    engine._engine.adapters.host_cache._load = lambda request: (
+        loads.append(request),
+        all_have_asked.wait(PATIENCE_SECONDS),
+        load(request),
+    )[2]
 
-    news = await asyncio.gather(*(engine.add_lora(adapter) for _ in range(5)))
+    asking = [asyncio.ensure_future(engine.add_lora(adapter)) for _ in range(5)]
+    await asyncio.sleep(0)
+    all_have_asked.set()
+    news = await asyncio.gather(*asking)
 
     assert all(news)
     assert not await engine.add_lora(adapter)
