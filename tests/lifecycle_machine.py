@@ -24,7 +24,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from loramux.adapters import retrying
 from loramux.adapters.digest import digest_of_folder
 from loramux.adapters.disk_store import DiskStore
-from loramux.adapters.host_cache import HostCache, Lease, give_up
+from loramux.adapters.host_cache import HostCache
+from loramux.adapters.lease import Lease, give_up
 from loramux.adapters.materializer import Materializer
 from loramux.adapters.packed import PackedAdapter
 from loramux.adapters.registry import AdapterRegistry, Patience

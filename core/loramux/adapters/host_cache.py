@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from loramux.adapters.lease import Lease, fail
 from loramux.adapters.packed import PackedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, EngineDead, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
@@ -31,22 +32,6 @@ class CacheListener(Protocol):
 
     def adapter_dropped(self, request: LoRARequest, *, unloaded: bool) -> None:
         """Report that an adapter left host memory: evicted for another one, or unloaded."""
-
-
-class Lease:
-    """A request's hold on one adapter: it stays in host memory until `release`, which is idempotent."""
-
-    def __init__(self, adapter: PackedAdapter, release: Callable[[], None]) -> None:
-        self.adapter = adapter
-        self._release: Callable[[], None] | None = release
-        self._lock = threading.Lock()
-
-    def release(self) -> None:
-        """Let go; calling it again does nothing."""
-        with self._lock:
-            release, self._release = self._release, None
-        if release is not None:
-            release()
 
 
 @dataclass(slots=True, eq=False)
@@ -205,7 +190,7 @@ class HostCache:
             at_door = [item for item in self._door if item[0].lora_int_id == adapter_id]
             self._door = deque(item for item in self._door if item[0].lora_int_id != adapter_id)
         for request, future in at_door:
-            _fail(future, AdapterNotFound(request.lora_name))
+            fail(future, AdapterNotFound(request.lora_name))
         self._serve_door()
         if entry is not None and is_loaded:
             self._report_dropped(entry, unloaded=True)
@@ -225,7 +210,7 @@ class HostCache:
                 if entry.adapter is None:
                     self._drop_unread(entry)
         for future in waiting:
-            _fail(future, EngineDead("the engine has been shut down"))
+            fail(future, EngineDead("the engine has been shut down"))
 
     def _drop_unread(self, entry: _Entry) -> None:
         """Forget an adapter that was never read, and leave its place to the one that yielded it."""
@@ -350,7 +335,7 @@ class HostCache:
             waiters, entry.waiters = entry.waiters, []
             self._drop_unread(entry)
         for future in waiters:
-            _fail(future, error)
+            fail(future, error)
         self._serve_door()
 
     def _take_out(self, entry: _Entry) -> None:
@@ -385,19 +370,3 @@ class HostCache:
     def _report_dropped(self, entry: _Entry, *, unloaded: bool) -> None:
         if self._listener is not None:
             self._listener.adapter_dropped(entry.request, unloaded=unloaded)
-
-
-def give_up(future: Future[Lease]) -> None:
-    """Stop waiting for a lease: it is never handed out, or let go of as soon as it is."""
-    if not future.cancel():
-        future.add_done_callback(_release_result)
-
-
-def _release_result(future: Future[Lease]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().release()
-
-
-def _fail(future: Future[Lease], error: LoramuxError) -> None:
-    if future.set_running_or_notify_cancel():
-        future.set_exception(error)

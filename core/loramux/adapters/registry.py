@@ -7,36 +7,30 @@ name points to one generation: content with an id that is never given twice.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from loramux.adapters.adapter_name import is_adapter_name
 from loramux.adapters.aliases import Aliases
-from loramux.adapters.flights import Flight, Flights
+from loramux.adapters.arrivals import Arrivals
+from loramux.adapters.flights import Flights
 from loramux.adapters.generation_loader import GenerationLoader
 from loramux.adapters.generations import Generations, GenerationUse
 from loramux.adapters.pins import Memory, Pins
 from loramux.adapters.refresher import Refresher
 from loramux.adapters.resolution import Trace
 from loramux.adapters.resolver_chain import ResolverChain
-from loramux.adapters.served_adapter import LoadedAdapter, Origin, ServedAdapter
+from loramux.adapters.served_adapter import LoadedAdapter, ServedAdapter
 from loramux.errors import (
-    AdapterInvalid,
     AdapterLoading,
     AdapterNotFound,
-    EngineOverloaded,
     RequestInvalid,
 )
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.request import LoRARequest
-
-logger = logging.getLogger(__name__)
-
-MAX_FLIGHTS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +65,6 @@ class AdapterRegistry:
     ) -> None:
         self._base_model_names = tuple(base_model_names)
         self._patience = patience or Patience()
-        self._load = load
         self._unload = unload
         self._hooks = hooks or PluginHooks()
         self._loader = GenerationLoader(self._base_model_names, chain, load, self._hooks)
@@ -81,6 +74,7 @@ class AdapterRegistry:
             self._loader, self._generations, limit_seconds=self._patience.flight_seconds, clock=clock
         )
         self._flights = Flights(self._patience.flight_seconds)
+        self._arrivals = Arrivals(load, self._loader, self._generations, self._refresher, self._flights)
         self.aliases = Aliases()
 
     # --- requests
@@ -115,11 +109,11 @@ class AdapterRegistry:
         target = self.aliases.target_of(name)
         if target in self._base_model_names:
             return None
-        if (served := self._ready(target)) is not None:
+        if (served := self._arrivals.ready(target)) is not None:
             return served
         try:
             async with self._patiently(name):
-                return await self._arrive(target)
+                return await self._arrivals.arrive(target)
         except AdapterNotFound as exc:
             raise AdapterNotFound(name) from exc.__cause__
 
@@ -179,7 +173,7 @@ class AdapterRegistry:
         request = LoRARequest(name, 1, path, base_model_name)  # the loader gives the id
         return await self._do_by_hand(
             name,
-            lambda _: self._serve_given(request, origin),
+            lambda _: self._arrivals.serve_given(request, origin),
             replaces=replaces,
             is_patient=origin == "static",  # the start waits for its adapters
         )
@@ -190,7 +184,7 @@ class AdapterRegistry:
         With `replaces`, a served one is looked for again, and succeeded if there is another version. Raises what
         `lookup` raises, and RequestInvalid for its name.
         """
-        return await self._do_by_hand(name, self._load_anew, replaces=replaces)
+        return await self._do_by_hand(name, self._arrivals.load_anew, replaces=replaces)
 
     async def _do_by_hand(
         self,
@@ -208,16 +202,6 @@ class AdapterRegistry:
             served = await self._flights.start(name, work, is_resolution=False).land()
             await self._pins.settle()
             return served
-
-    async def _load_anew(self, name: str) -> ServedAdapter:
-        self._loader.forget(name)
-        served = self._generations.current(name)
-        if served is None:
-            return await self._resolve(name)
-        if served.origin != "resolver":
-            return await self._serve_given(replace(served.lora_request, digest=None), served.origin)
-        await self._refresher.look_for_successor(served)
-        return self._generations.current(name) or served
 
     async def remove(self, name: str | None = None, lora_int_id: int | None = None) -> ServedAdapter:
         """Stop serving an adapter, given by name, id or both; raises AdapterNotFound when there is no such one.
@@ -239,7 +223,7 @@ class AdapterRegistry:
         async with self._patiently(name or str(lora_int_id)):
             while True:
                 current = self._served(name, lora_int_id)
-                served = self._ready(current.name) or await self._arrive(current.name)
+                served = self._arrivals.ready(current.name) or await self._arrivals.arrive(current.name)
                 await self._pins.pin(served)
                 if self._generations.is_current(served):
                     return served
@@ -294,8 +278,6 @@ class AdapterRegistry:
         await self._generations.close()
         await self._pins.close()
 
-    # --- the way to a served adapter
-
     @asynccontextmanager
     async def _patiently(self, name: str, *, is_patient: bool = False) -> AsyncIterator[None]:
         """Raise AdapterLoading for what takes longer than a request may wait; the work goes on without it."""
@@ -306,72 +288,6 @@ class AdapterRegistry:
             if not limit.expired():
                 raise
             raise AdapterLoading(name) from exc
-
-    def _ready(self, name: str) -> ServedAdapter | None:
-        """Return what can be used at once; its source is asked again behind the scenes when that is due."""
-        served = self._generations.current(name)
-        if served is None or self._generations.is_evicted(served):
-            return None
-        if self._flights.get(name) is None:
-            self._refresher.refresh_if_due(served)
-        return served
-
-    async def _arrive(self, name: str) -> ServedAdapter:
-        while True:
-            flight = self._flights.get(name) or self._start_flight(name)
-            if flight.is_resolution:
-                served = await flight.land()
-            else:
-                await asyncio.wait({flight.task})  # somebody adds this name by hand: look again afterwards
-            current = self._ready(name)
-            if current is not None:
-                return current
-            if flight.is_resolution and self._generations.is_current(served):
-                return served  # evicted the moment it was there: the engine reads it again
-
-    def _start_flight(self, name: str) -> Flight:
-        if self._generations.current(name) is not None:
-            return self._flights.start(name, self._load_again, is_resolution=True)
-        # Strangers' names keep out neither the operator nor what is served.
-        if len(self._flights) >= MAX_FLIGHTS and not self._flights.abandon_one():
-            raise EngineOverloaded(f"{MAX_FLIGHTS} adapters are being loaded already; try again later")
-        return self._flights.start(name, self._resolve, is_resolution=True)
-
-    async def _load_again(self, name: str) -> ServedAdapter:
-        """Bring an evicted adapter back; when that fails or its files have changed, it is found anew."""
-        served = self._generations.current(name)
-        if served is None:  # removed in the meantime
-            return await self._resolve(name)
-        self._generations.set_evicted(served, is_evicted=False)
-        try:
-            await self._load(served.lora_request)
-        except (AdapterInvalid, AdapterNotFound) as exc:
-            if not self._generations.is_current(served):
-                return await self._resolve(name)
-            logger.info("adapter cannot be loaded again adapter=%s id=%d: %s", name, served.id, exc)
-            if served.origin != "resolver":
-                self._generations.set_evicted(served, is_evicted=True)
-                return await self._serve_given(replace(served.lora_request, digest=None), served.origin)
-            self._loader.tell("failed", served.lora_request, reason=str(exc))
-            self._generations.retire(served)
-        if self._generations.is_current(served):
-            return served
-        return await self._resolve(name)
-
-    async def _resolve(self, name: str) -> ServedAdapter:
-        found, trace = await self._loader.find(name)
-        served = await self._loader.load_found(found, trace)
-        self._install(served, found.revalidate_seconds)
-        return served
-
-    async def _serve_given(self, request: LoRARequest, origin: Origin) -> ServedAdapter:
-        served = await self._loader.load_given(request, origin)
-        self._install(served, None)
-        return served
-
-    def _install(self, served: ServedAdapter, revalidate_seconds: float | None) -> None:
-        self._generations.install(served, check_at=self._refresher.due_after(revalidate_seconds))
-        self._loader.tell("loaded", served.lora_request, seconds=served.load_seconds)
 
     async def _drop(self, served: ServedAdapter) -> None:
         await self._unload(served.id)

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
-from loramux.adapters.host_cache import HostCache, Lease
+from loramux.adapters.host_cache import HostCache
+from loramux.adapters.lease import Lease
 from loramux.adapters.residency import Residency, Tier
 from loramux.adapters.slots import SlotTable
 from loramux.batch import SlotLoad

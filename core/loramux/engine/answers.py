@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from loramux.adapters.host_cache import Lease
+from loramux.adapters.lease import Lease
 from loramux.engine.request import Request
 from loramux.errors import LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from loramux.adapters.host_cache import give_up
+from loramux.adapters.lease import give_up
 from loramux.adapters.residency import Residency, Tier
 from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.config import EngineArgs, StartupSummary

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-from loramux.adapters.host_cache import Lease, give_up
+from loramux.adapters.lease import Lease, give_up
 from loramux.batch import ScheduledBatch
 from loramux.config import EngineArgs, StartupSummary
 from loramux.engine.adapter_loader import LoadListener

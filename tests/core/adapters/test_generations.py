@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loramux.adapters import registry as registry_module
+from loramux.adapters import arrivals
 from loramux.adapters.registry import AdapterRegistry, Patience
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.adapters.served_adapter import LoadedAdapter
@@ -431,7 +431,7 @@ async def test_an_adapter_of_a_path_is_read_again_from_there(registry: AdapterRe
 async def test_a_search_that_nobody_waits_for_makes_room_for_others(
     registry: AdapterRegistry, source: Source, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 2)
+    monkeypatch.setattr(arrivals, "MAX_FLIGHTS", 2)
     source.revisions |= {"a": "v1", "b": "v1"}
     engine.gate.clear()
     left, waiting = (asyncio.create_task(registry.lookup(name)) for name in ("a", "b"))

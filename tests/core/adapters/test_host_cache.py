@@ -12,7 +12,8 @@ from random import Random
 import pytest
 import torch
 
-from loramux.adapters.host_cache import MAX_OVERTAKES, HostCache, Lease, give_up
+from loramux.adapters.host_cache import MAX_OVERTAKES, HostCache
+from loramux.adapters.lease import Lease, give_up
 from loramux.adapters.packed import PackedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, EngineDead, RequestInvalid
 from loramux.lora.request import LoRARequest

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from loramux.adapters import generation_loader, resolver_calls
-from loramux.adapters import registry as registry_module
+from loramux.adapters import arrivals, generation_loader, resolver_calls
 from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.adapters.served_adapter import LoadedAdapter
@@ -284,7 +283,7 @@ async def test_an_outage_is_logged_in_one_line_and_a_plugins_bug_with_its_traceb
 async def test_more_names_in_flight_than_the_limit_are_turned_away(
     registry: AdapterRegistry, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 1)
+    monkeypatch.setattr(arrivals, "MAX_FLIGHTS", 1)
     engine.gate.clear()
     caller = asyncio.create_task(registry.lookup("sql"))
     await engine.has_work.wait()
@@ -298,7 +297,7 @@ async def test_more_names_in_flight_than_the_limit_are_turned_away(
 async def test_requests_in_flight_never_keep_the_operator_from_adding(
     registry: AdapterRegistry, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 1)
+    monkeypatch.setattr(arrivals, "MAX_FLIGHTS", 1)
     engine.gate.clear()
     caller = asyncio.create_task(registry.lookup("sql"))
     await engine.has_work.wait()
@@ -546,7 +545,7 @@ async def test_evicted_adapters_are_served_although_too_many_names_are_in_flight
 ) -> None:
     served = await registry.lookup("sql")
     registry.notify_evicted(1)
-    monkeypatch.setattr(registry_module, "MAX_FLIGHTS", 0)
+    monkeypatch.setattr(arrivals, "MAX_FLIGHTS", 0)
     assert await registry.lookup("sql") is served
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loramux import LLMEngine, LoRARequest
-from loramux.adapters.host_cache import Lease
+from loramux.adapters.lease import Lease
 from loramux.adapters.residency import Residency
 from loramux.batch import SlotLoad
 from loramux.engine.adapter_pool import AdapterPool
