@@ -47,6 +47,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer every prompt, in order; strings, token-id lists and mappings may be mixed.
 
+        A mapping has "prompt" or "prompt_token_ids", and perhaps a "cache_salt": what was computed for the beginning
+        of a prompt is used again only for those of the same salt.
         `sampling_params` and `lora_request` are one for all prompts or a list with one per prompt (None = the base
         model). Every adapter is read and checked before the first prompt runs. `use_tqdm` shows a progress bar.
         Raises RequestInvalid and AdapterInvalid before anything runs.
