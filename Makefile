@@ -1,5 +1,5 @@
 # `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
-.PHONY: demo serve test test-mlflow unit campaign lint families clean
+.PHONY: demo serve test test-clients test-mlflow unit campaign lint families clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -27,6 +27,15 @@ contrib/mlflow/.venv/installed: contrib/mlflow/pyproject.toml contrib/mlflow/tes
 test-mlflow: contrib/mlflow/.venv/installed
 	contrib/mlflow/.venv/bin/pytest contrib/mlflow
 
+# So do the clients; the server that they are pointed at runs in the project's own environment.
+contrib/clients/.venv/installed: contrib/clients/requirements.txt
+	$(PYTHON) -m venv contrib/clients/.venv
+	contrib/clients/.venv/bin/pip install -r contrib/clients/requirements.txt
+	touch $@
+
+test-clients: .venv/installed contrib/clients/.venv/installed
+	LORAMUX_PYTHON=$(BIN)/python contrib/clients/.venv/bin/pytest -W default contrib/clients
+
 unit: .venv/installed
 	$(BIN)/pytest tests/core tests/kernels -m "not slow and not campaign"
 
@@ -43,4 +52,4 @@ families: .venv/installed
 	$(BIN)/python -W ignore tests/families_table.py
 
 clean:
-	rm -rf .venv contrib/mlflow/.venv .cache .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv contrib/clients/.venv contrib/mlflow/.venv .cache .mypy_cache .ruff_cache .pytest_cache

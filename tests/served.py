@@ -32,9 +32,9 @@ class Served:
 
 
 @contextmanager
-def serving(*arguments: str, log: Path, **environment: str) -> Iterator[Served]:
+def serving(*arguments: str, log: Path, python: str = sys.executable, **environment: str) -> Iterator[Served]:
     """Start a server on a free port, and end it with SIGINT if the test has not."""
-    command = [sys.executable, "-m", "loramux.cli", "serve", *arguments, "--port", "0"]
+    command = [python, "-m", "loramux.cli", "serve", *arguments, "--port", "0"]
     with log.open("w") as errors:
         process = subprocess.Popen(
             command,
