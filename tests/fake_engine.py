@@ -58,6 +58,7 @@ class FakeEngine:
         self.num_aborted = 0
         self.seen: list[tuple[list[int], SamplingParams, str, LoRARequest | None]] = []
         self.tenants: list[str | None] = []
+        self.cache_salts: list[str | None] = []
         self.loaded: dict[int, LoRARequest] = {}
         self.refusals: dict[str, AdapterInvalid] = {}
         self.in_slots: set[int] = set()
@@ -116,6 +117,7 @@ class FakeEngine:
         cache_salt: str | None = None,
     ) -> AsyncIterator[RequestOutput]:
         self.tenants.append(tenant)
+        self.cache_salts.append(cache_salt)
         self.seen.append((prompt, sampling_params, request_id, lora_request))
         self.num_running += 1
         is_done = False

@@ -61,8 +61,13 @@ def new_job(
         model.lora_request,
         created=int(time.time()),
         tenant=principal_of(request).id,
-        cache_salt=body.cache_salt,
+        cache_salt=_salt_of(principal_of(request).id, body.cache_salt),
     )
+
+
+def _salt_of(tenant: str | None, salt: str | None) -> str | None:
+    """Keep the cached prefixes of each key apart: the salt that a client sends can only narrow who shares them."""
+    return salt if tenant is None else f"{tenant} {salt or ''}"
 
 
 @dataclass(frozen=True, slots=True)

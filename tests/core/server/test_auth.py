@@ -12,6 +12,11 @@ async def client(start):
     return await start(api_keys=ApiKeys.from_keys(["first-key", "second-key"]), allow_runtime_updates=True)
 
 
+@pytest.fixture
+async def client_without_keys(start):
+    return await start()
+
+
 def accepting(**principals: Principal) -> ApiKeys:
     """Each principal under its own name as key."""
     return ApiKeys([ApiKey(ApiKey.of(key).digest, principal) for key, principal in principals.items()])
@@ -115,6 +120,23 @@ async def test_the_engine_knows_whose_turn_a_request_takes(start, engine, route:
         await client.post(route, body, headers=bearer(key))
 
     assert engine.tenants == ["team-a", "team-b"]
+
+
+async def test_no_key_shares_cached_prefixes_with_another(start, engine) -> None:
+    client = await start(api_keys=accepting(a=Principal("team-a"), b=Principal("team-b")))
+
+    for key, salt in (("a", None), ("b", None), ("a", "x"), ("b", "x"), ("a", "x")):
+        await client.post("/v1/completions", {"prompt": "x", "cache_salt": salt}, headers=bearer(key))
+
+    assert len(set(engine.cache_salts)) == 4
+    assert engine.cache_salts[2] == engine.cache_salts[4]
+
+
+async def test_without_keys_the_cache_is_everybodys(client_without_keys, engine) -> None:
+    await client_without_keys.complete()
+    await client_without_keys.complete(cache_salt="x")
+
+    assert engine.cache_salts == [None, "x"]
 
 
 async def test_an_address_that_is_not_there_is_only_told_to_who_has_a_key(start) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from loramux.server.auth import ApiKeys
 from loramux.server.keys_file import KeysFile, KeysFileReader
 from loramux.server.principal import KeyLimits
 
+DOCS = Path(__file__).parents[3] / "docs" / "security.md"
 SECRET = "sk-very-secret"
 DIGEST = hashlib.sha256(SECRET.encode()).hexdigest()
 
@@ -119,6 +122,31 @@ def test_a_file_that_others_can_read_or_change_is_noticed(path: Path, mode: int,
     path.chmod(mode)
 
     assert file.is_open_to_others() == is_open
+
+
+def blocks_of_documents(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+
+
+def test_the_example_of_the_documents_is_a_keys_file(path: Path) -> None:
+    (example,) = blocks_of_documents("toml")
+
+    team, operator, prometheus = (key.principal for key in read(path, example).keys)
+
+    assert (team.id, team.scopes, team.may_use_base) == ("team-a", {"infer"}, False)
+    assert [team.allows(name) for name in ("team-a/x/y", "shared/x", "shared/x/y", "x")] == [True, True, False, False]
+    assert team.limits == KeyLimits(requests_per_minute=600, new_adapters_per_minute=20, max_concurrent=32)
+    assert (operator.scopes, prometheus.scopes) == ({"admin", "metrics", "infer"}, {"metrics"})
+
+
+def test_the_command_of_the_documents_makes_a_key_and_its_digest(path: Path) -> None:
+    (command,) = blocks_of_documents("sh")
+
+    ran = subprocess.run(["sh", "-c", f'{command}\necho "$KEY"'], capture_output=True, text=True, check=True)
+
+    digest, _, key = ran.stdout.split()
+    assert len(key) >= 40
+    assert ApiKeys.from_keys([], read(path, table(sha256=digest)).keys).find(key) is not None
 
 
 def test_no_digest_shows_in_a_repr(path: Path) -> None:
