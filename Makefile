@@ -1,5 +1,5 @@
 # `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
-.PHONY: demo serve test test-clients test-mlflow unit campaign lint families clean
+.PHONY: demo serve test test-browser test-clients test-mlflow unit campaign lint families clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -41,6 +41,9 @@ unit: .venv/installed
 
 campaign: .venv/installed
 	$(BIN)/pytest -m campaign -s
+
+test-browser: .venv/installed
+	$(BIN)/pytest -m browser
 
 lint: .venv/installed
 	$(BIN)/ruff check

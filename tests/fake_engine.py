@@ -8,6 +8,7 @@ from typing import Any
 
 from loramux.adapters.residency import Residency
 from loramux.adapters.served_adapter import LoadedAdapter
+from loramux.config import StartupSummary
 from loramux.errors import AdapterInvalid, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.metrics.state import EngineState
@@ -82,6 +83,10 @@ class FakeEngine:
     async def remove_lora(self, lora_int_id: int) -> bool:
         self.pinned.discard(lora_int_id)
         return self.loaded.pop(lora_int_id, None) is not None
+
+    @property
+    def summary(self) -> StartupSummary:
+        return StartupSummary("llama", "cpu", "float32", 100, 1000, 1 << 20, 4, 2, 64, 4)
 
     def state(self) -> EngineState:
         return EngineState(num_running=self.num_running, num_waiting=self.num_waiting, max_num_seqs=4)

@@ -45,11 +45,12 @@ async def serve_engine(
     metrics: Metrics | None = None,
     hooks: PluginHooks | None = None,
     settings: Mapping[str, Any] = MappingProxyType({}),
+    port: int = 0,
     **registry_options: Any,
 ) -> AsyncIterator[ServedEngine]:
-    """Serve on a free loopback port until the end; the base model is called "tiny". The engine is the caller's.
+    """Serve on a loopback port, a free one unless it is given, until the end; the base model is called "tiny".
 
-    `settings` are more fields of Server.
+    The engine is the caller's. `settings` are more fields of Server.
     """
     metrics = metrics or Metrics()
     chain = ResolverChain(resolvers, fetcher, on_step=metrics.adapters.count_step)
@@ -73,7 +74,7 @@ async def serve_engine(
     )
     runner = make_runner(build_app(server))
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=2048).start()
     try:
         yield ServedEngine(f"http://127.0.0.1:{runner.addresses[0][1]}", engine, registry, server)
     finally:

@@ -89,6 +89,7 @@ class Arrivals:
             if served.origin != "resolver":
                 self._generations.set_evicted(served, is_evicted=True)
                 return await self.serve_given(replace(served.lora_request, digest=None), served.origin)
+            self._loader.failures.note(name, exc)
             self._loader.tell("failed", served.lora_request, reason=str(exc))
             self._generations.retire(served)
         if self._generations.is_current(served):

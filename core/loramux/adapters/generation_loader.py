@@ -11,10 +11,11 @@ from typing import Literal
 
 from cachetools import LRUCache
 
+from loramux.adapters.failures import Failures
 from loramux.adapters.resolution import Found, Trace
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.adapters.served_adapter import LoadedAdapter, Origin, ServedAdapter
-from loramux.errors import AdapterInvalid, ResolverFailed
+from loramux.errors import AdapterInvalid, AdapterNotFound, LoramuxError, ResolverFailed
 from loramux.lora.hookspecs import AdapterEvent
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.request import LoRARequest
@@ -40,14 +41,19 @@ class GenerationLoader:
         self._hooks = hooks
         self._ids = itertools.count(1)
         self._traces: LRUCache[str, Trace] = LRUCache(MAX_TRACES)
+        self.failures = Failures()
 
     async def find(self, name: str, *, is_refresh: bool = False) -> tuple[Found, Trace]:
         """Ask the resolvers; the answer must be given to `load_found`, or released. Raises what the chain raises."""
         trace = self._traces[name] = Trace(name)
         try:
             found = await self._chain.resolve(self._base_model_names[0], name, trace, is_refresh=is_refresh)
-        except ResolverFailed as exc:
-            self._hooks.adapter_event(AdapterEvent("failed", name, reason=str(exc)))
+        except AdapterNotFound:
+            raise
+        except LoramuxError as exc:
+            self.failures.note(name, exc, trace)
+            if isinstance(exc, ResolverFailed):
+                self._hooks.adapter_event(AdapterEvent("failed", name, reason=str(exc)))
             raise
         return found, trace
 
@@ -56,7 +62,7 @@ class GenerationLoader:
         try:
             started = trace.clock()
             try:
-                served = await self._read(found.lora_request, "resolver", root=found.root)
+                served = await self._read(found.lora_request, "resolver", root=found.root, trace=trace)
             except AdapterInvalid as exc:
                 trace.add("engine", "invalid", exc.reason, since=started)
                 await self._chain.reject(self._base_model_names[0], found, exc)
@@ -102,13 +108,16 @@ class GenerationLoader:
         )
         self._hooks.adapter_event(event)
 
-    async def _read(self, request: LoRARequest, origin: Origin, *, root: str) -> ServedAdapter:
+    async def _read(
+        self, request: LoRARequest, origin: Origin, *, root: str, trace: Trace | None = None
+    ) -> ServedAdapter:
         request = replace(request, lora_int_id=next(self._ids))
         if origin == "resolver":
             self.tell("resolved", request)
         try:
             loaded = await self._load(request)
         except Exception as exc:
+            self.failures.note(request.lora_name, exc, trace)
             self.tell("failed", request, reason=str(exc))
             raise
         parent = request.base_model_name

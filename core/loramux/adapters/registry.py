@@ -16,6 +16,7 @@ from typing import Any, Literal
 from loramux.adapters.adapter_name import is_adapter_name
 from loramux.adapters.aliases import Aliases
 from loramux.adapters.arrivals import Arrivals
+from loramux.adapters.failures import Failure
 from loramux.adapters.flights import Flights
 from loramux.adapters.generation_loader import GenerationLoader
 from loramux.adapters.generations import Generations, GenerationUse
@@ -155,6 +156,10 @@ class AdapterRegistry:
         """Return what the resolvers said of a name when they were last asked for it; None when that is forgotten."""
         return self._loader.explain(self.aliases.target_of(name))
 
+    def failures(self) -> list[Failure]:
+        """Return what went wrong lately, the latest first; reasons may name places."""
+        return list(self._loader.failures)
+
     # --- operators
 
     async def add(
@@ -287,7 +292,9 @@ class AdapterRegistry:
         except TimeoutError as exc:
             if not limit.expired():
                 raise
-            raise AdapterLoading(name) from exc
+            loading = AdapterLoading(name)
+            self._loader.failures.note(name, loading, self.explain(name) or Trace(name))
+            raise loading from exc
 
     async def _drop(self, served: ServedAdapter) -> None:
         await self._unload(served.id)

@@ -2,49 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 from aiohttp import web
 
 from loramux.adapters.generations import GenerationUse
-from loramux.adapters.residency import Residency
 from loramux.server.state import SERVER, Server
 
 
 async def list_adapters(request: web.Request) -> web.Response:
     """List all adapters that are loaded, and those that only end what they have begun, in load order."""
-    return web.json_response({"object": "list", "data": adapter_rows(request.app[SERVER])})
+    rows = AdapterRows(request.app[SERVER])
+    return web.json_response({"object": "list", "data": [rows.row(use) for use in rows.uses]})
 
 
-def adapter_rows(server: Server) -> list[dict[str, object]]:
-    """Describe every generation that is served, or that is replaced or unloaded but still in use."""
-    residencies = server.engine.residencies()
-    aliases: dict[str, list[str]] = {}
-    for alias, target in server.registry.aliases.items().items():
-        aliases.setdefault(target, []).append(alias)
-    return [_row(use, residencies, aliases.get(use.served.name, ())) for use in server.registry.uses()]
+class AdapterRows:
+    """All generations at one moment, with what is needed to describe each of them."""
 
+    def __init__(self, server: Server) -> None:
+        self.uses = server.registry.uses()
+        self.residencies = server.engine.residencies()
+        self._aliases: dict[str, list[str]] = {}
+        for alias, target in server.registry.aliases.items().items():
+            self._aliases.setdefault(target, []).append(alias)
 
-def _row(use: GenerationUse, residencies: Mapping[int, Residency], aliases: Sequence[str]) -> dict[str, object]:
-    served = use.served
-    residency = residencies.get(served.id)
-    return {
-        "lora_name": served.name,
-        "lora_int_id": served.id,
-        "generation": served.id,
-        "current": use.is_current,
-        "digest": served.digest,
-        "tier": "disk" if residency is None else residency.tier,
-        "pinned": residency is not None and residency.is_pinned,
-        "source": served.resolver if served.origin == "resolver" else served.origin,
-        "root": served.root,
-        "revision": served.revision or None,
-        "parent": served.parent,
-        "rank": served.loaded.max_rank,
-        "bytes": served.loaded.nbytes,
-        "hits": use.num_hits,
-        "active": use.num_active,
-        "created": served.created,
-        "last_used": use.last_used,
-        "aliases": [*aliases] if use.is_current else [],
-    }
+    def tier_of(self, use: GenerationUse) -> Literal["slot", "host", "disk"]:
+        """Say where a generation rests."""
+        residency = self.residencies.get(use.served.id)
+        return "disk" if residency is None else residency.tier
+
+    def aliases_of(self, use: GenerationUse) -> Sequence[str]:
+        """Return the names that stand for it; none stands for one that has been replaced."""
+        return self._aliases.get(use.served.name, ()) if use.is_current else ()
+
+    def row(self, use: GenerationUse) -> dict[str, object]:
+        """Describe one generation."""
+        served = use.served
+        residency = self.residencies.get(served.id)
+        return {
+            "lora_name": served.name,
+            "lora_int_id": served.id,
+            "generation": served.id,
+            "current": use.is_current,
+            "digest": served.digest,
+            "tier": self.tier_of(use),
+            "pinned": residency is not None and residency.is_pinned,
+            "source": served.resolver if served.origin == "resolver" else served.origin,
+            "root": served.root,
+            "revision": served.revision or None,
+            "parent": served.parent,
+            "rank": served.loaded.max_rank,
+            "bytes": served.loaded.nbytes,
+            "hits": use.num_hits,
+            "active": use.num_active,
+            "created": served.created,
+            "last_used": use.last_used,
+            "aliases": list(self.aliases_of(use)),
+        }

@@ -25,6 +25,8 @@ from loramux.server.chat import create_chat_completion
 from loramux.server.chat_protocol import ChatCompletionRequest
 from loramux.server.completions import create_completion
 from loramux.server.connection import MAX_CONNECTIONS, Runner
+from loramux.server.dashboard import send_updates, show_dashboard, show_state
+from loramux.server.dashboard_feed import FEED, DashboardFeed
 from loramux.server.errors import ErrorReply, describe, describe_http
 from loramux.server.event_loop_lag import watch_event_loop
 from loramux.server.exchange import note_error
@@ -41,7 +43,7 @@ from loramux.server.protocol import (
 )
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 from loramux.server.request_id import request_id_of
-from loramux.server.routes import EVENTS, JSON, ROUTES, TEXT, Routes
+from loramux.server.routes import EVENTS, HTML, JSON, ROUTES, TEXT, Routes
 from loramux.server.scrape import show_metrics
 from loramux.server.state import SERVER, Server
 from loramux.server.tokenize import DetokenizeRequest, TokenizeBody, detokenize, tokenize
@@ -62,6 +64,8 @@ def build_app(server: Server) -> web.Application:
     app[ROUTES] = Routes(app.router)
     app.on_response_prepare.append(_sign)
     app.cleanup_ctx.append(watch_event_loop)
+    app[FEED] = DashboardFeed(server)
+    app.on_shutdown.append(app[FEED].close)
     _add_routes(app[ROUTES], server)
     app[ROUTES].check()
     app[openapi.DOCUMENT] = openapi.document(app[ROUTES], needs_key=server.api_keys.are_required)
@@ -73,6 +77,12 @@ def _add_routes(routes: Routes, server: Server) -> None:
         routes.get(path, health.live, needs="public", answers=())
     routes.get("/health/ready", health.ready, needs="public", answers=())
     routes.get("/health/sources", health.sources, needs="admin")
+    for path, handler, kind in (
+        ("/dashboard", show_dashboard, HTML),
+        ("/dashboard/state", show_state, JSON),
+        ("/dashboard/events", send_updates, EVENTS),
+    ):
+        routes.get(path, handler, needs="admin", answers=(kind,), is_page=True)
     routes.get("/metrics", show_metrics, needs="metrics", answers=(TEXT,))
     routes.get("/version", _version, needs="any key")
     routes.get("/openapi.json", openapi.describe_api, needs="infer")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -14,6 +16,9 @@ from loramux.server.errors import Refused
 from loramux.server.exchange import note_principal
 from loramux.server.principal import ANONYMOUS, Principal
 from loramux.server.routes import ROUTES
+
+_ASK_FOR_PASSWORD = {"WWW-Authenticate": 'Basic realm="loramux: an API key as the password", charset="UTF-8"'}
+"""What makes a browser ask, since it cannot send a bearer key by itself."""
 
 _PRINCIPAL = web.RequestKey("principal", Principal)
 
@@ -77,9 +82,10 @@ def check_access(keys: ApiKeys) -> Middleware:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        needs = request.app[ROUTES].access_to(request.match_info.route)
+        routes, route = request.app[ROUTES], request.match_info.route
+        needs = routes.access_to(route)
         if needs != "public":
-            principal = _identify(request.headers.get("Authorization"), keys) if keys.are_required else ANONYMOUS
+            principal = _identify(request, keys, is_page=routes.is_page(route)) if keys.are_required else ANONYMOUS
             if needs != "any key" and needs not in principal.scopes:
                 raise Refused("insufficient_permissions", f"This API key does not have the scope '{needs}'.")
             request[_PRINCIPAL] = principal
@@ -89,15 +95,26 @@ def check_access(keys: ApiKeys) -> Middleware:
     return check
 
 
-def _identify(header: str | None, keys: ApiKeys) -> Principal:
-    scheme, _, key = (header or "").partition(" ")
-    key = key.strip()
-    if scheme.lower() != "bearer" or not key:
-        raise Refused("missing_api_key", "You didn't provide an API key.")
+def _identify(request: web.Request, keys: ApiKeys, *, is_page: bool) -> Principal:
+    headers = _ASK_FOR_PASSWORD if is_page else {}
+    key = _offered_key(request.headers.get("Authorization", ""), is_page=is_page)
+    if not key:
+        raise Refused("missing_api_key", "You didn't provide an API key.", headers=headers)
     principal = keys.find(key)
     if principal is None:
-        raise Refused("invalid_api_key", "Incorrect API key provided.")
+        raise Refused("invalid_api_key", "Incorrect API key provided.", headers=headers)
     return principal
+
+
+def _offered_key(header: str, *, is_page: bool) -> str:
+    scheme, _, credentials = header.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return credentials.strip()
+        case "basic" if is_page:
+            with suppress(ValueError):  # no base64, or no UTF-8 in it
+                return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    return ""
 
 
 def _digest(key: str) -> bytes:

@@ -18,6 +18,7 @@ from loramux.lora.hookspecs import FoundIn, RequestRecord
 from loramux.metrics.request_series import FinishedCompletion
 from loramux.outputs import RequestMetrics, RequestOutput
 from loramux.server.request_id import request_id_of
+from loramux.server.traffic import Traffic
 
 CLIENT_LEFT = 499
 """The status of a request whose client did not wait for it; no response has it."""
@@ -26,7 +27,7 @@ CLIENT_LEFT = 499
 class Exchange:
     """Filled in on the way; belongs to the event loop. `adapter_name` is None until one is known to be valid."""
 
-    def __init__(self, request_id: str, *, traceparent: str | None = None) -> None:
+    def __init__(self, request_id: str, *, traceparent: str | None = None, traffic: Traffic | None = None) -> None:
         self.request_id = request_id
         self.route = "-"
         self.status = 0
@@ -35,6 +36,7 @@ class Exchange:
         self.has_model = False
         self.tier: FoundIn | None = None
         self._traceparent = traceparent
+        self._traffic = traffic or Traffic()
         self._served: ServedAdapter | None = None
         self._started = time.monotonic()
         self._started_ns = time.time_ns()
@@ -42,9 +44,9 @@ class Exchange:
         self._inter_token_seconds: list[float] = []
 
     @classmethod
-    def of(cls, request: web.Request) -> Exchange:
-        """Begin the exchange of a request."""
-        exchange = cls(request_id_of(request), traceparent=request.headers.get("traceparent"))
+    def of(cls, request: web.Request, traffic: Traffic) -> Exchange:
+        """Begin the exchange of a request; its tokens are counted as they come."""
+        exchange = cls(request_id_of(request), traceparent=request.headers.get("traceparent"), traffic=traffic)
         resource = request.match_info.route.resource
         if resource is not None:
             exchange.route = resource.canonical
@@ -69,7 +71,7 @@ class Exchange:
 
     @property
     def num_completion_tokens(self) -> int:
-        return sum(len(answer.token_ids) for output in self._latest.values() for answer in output.outputs)
+        return sum(_num_tokens(output) for output in self._latest.values())
 
     def choose(self, served: ServedAdapter | None, tier: FoundIn | None) -> None:
         """Note which adapter answers, and where it was; None is the base model."""
@@ -79,15 +81,19 @@ class Exchange:
 
     def take(self, prompt_index: int, output: RequestOutput) -> None:
         """Note how far a prompt is; tokens that come together have taken equally long."""
+        if not self._latest:
+            self._traffic.count_request(self.adapter_name)
         before = self._latest.get(prompt_index)
         self._latest[prompt_index] = output
+        num_before = 0 if before is None else _num_tokens(before)
+        self._traffic.count_tokens(self.adapter_name, _num_tokens(output) - num_before)
         timing = output.metrics
         if timing is None or timing.first_token_time is None or timing.last_token_time is None:
             return
-        earlier, num_before = timing.first_token_time, 1
+        earlier, num_timed = timing.first_token_time, 1
         if before is not None and before.metrics is not None and before.metrics.last_token_time is not None:
-            earlier, num_before = before.metrics.last_token_time, len(before.outputs[0].token_ids)
-        num_new = len(output.outputs[0].token_ids) - num_before
+            earlier, num_timed = before.metrics.last_token_time, len(before.outputs[0].token_ids)
+        num_new = len(output.outputs[0].token_ids) - num_timed
         if num_new > 0:
             self._inter_token_seconds += [(timing.last_token_time - earlier) / num_new] * num_new
 
@@ -148,6 +154,10 @@ class Exchange:
     def _first_token_time(self) -> float | None:
         times = [timing.first_token_time for timing in self._timings() if timing.first_token_time is not None]
         return min(times, default=None)
+
+
+def _num_tokens(output: RequestOutput) -> int:
+    return sum(len(answer.token_ids) for answer in output.outputs)
 
 
 EXCHANGE = web.RequestKey("exchange", Exchange)

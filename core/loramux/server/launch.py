@@ -93,17 +93,16 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         await _load_modules(config.lora_modules, registry)
         api_keys = ApiKeys.from_keys(config.api_keys, None if config.keys_file is None else config.keys_file.keys)
         await held.enter_async_context(following(config.keys_file, api_keys))
-        server = _server(parts, registry, api_keys)
+        statuses = () if plugins is None else tuple(plugins.report())
+        stored_nbytes = None if store is None else store.nbytes
+        screen = StartScreen(parts.engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes)
+        server = _server(parts, registry, api_keys, facts=tuple(screen.lines()))
         runner = make_runner(build_app(server), max_connections=config.max_connections)
         await runner.setup()
         try:
             first_signal = expect_signal()
             door = await Door.open(runner, listener, backlog=BACKLOG)
-            statuses = () if plugins is None else tuple(plugins.report())
-            stored_nbytes = None if store is None else store.nbytes
-            show_start(
-                StartScreen(parts.engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes)
-            )
+            show_start(screen)
             await stop_serving(door, server.in_flight, config.stop, await first_signal)
         finally:
             await runner.cleanup()
@@ -169,7 +168,9 @@ def _set_alias(registry: AdapterRegistry, alias: str, target: str) -> None:
         raise ConfigInvalid(f"--lora-alias {alias}={target}: {exc}") from exc
 
 
-def _server(parts: _Parts, registry: AdapterRegistry, api_keys: ApiKeys) -> Server:
+def _server(
+    parts: _Parts, registry: AdapterRegistry, api_keys: ApiKeys, *, facts: tuple[tuple[str, str], ...]
+) -> Server:
     config, engine = parts.config, parts.engine
     return Server(
         engine=engine,
@@ -189,6 +190,7 @@ def _server(parts: _Parts, registry: AdapterRegistry, api_keys: ApiKeys) -> Serv
         store=parts.store,
         adapter_defaults=DefaultsCache() if config.adapter_defaults else None,
         trust_request_chat_template=config.trust_request_chat_template,
+        facts=facts,
     )
 
 

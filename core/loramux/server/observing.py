@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Follow a request from its beginning to its end; outermost, so that nothing is missed."""
     server = request.app[SERVER]
-    exchange = request[EXCHANGE] = Exchange.of(request)
+    exchange = request[EXCHANGE] = Exchange.of(request, server.traffic)
     with exchange.as_current():
         try:
             response = await handler(request)

@@ -18,11 +18,15 @@ Access = Scope | Literal["public", "any key"]
 JSON = "application/json"
 TEXT = "text/plain"
 EVENTS = "text/event-stream"
+HTML = "text/html"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one address; `body`, `query` and `answers` (media types) are what /openapi.json says of it."""
+    """One method of one address; `body`, `query` and `answers` (media types) are what /openapi.json says of it.
+
+    `is_page` is set for what people open in a browser, which sends a key as the password of basic authentication.
+    """
 
     method: str
     path: str
@@ -31,6 +35,7 @@ class Route:
     body: type[BaseModel] | None = None
     query: tuple[str, ...] = ()
     answers: tuple[str, ...] = (JSON,)
+    is_page: bool = False
 
 
 class Routes:
@@ -48,11 +53,12 @@ class Routes:
         needs: Access,
         query: tuple[str, ...] = (),
         answers: tuple[str, ...] = (JSON,),
+        is_page: bool = False,
     ) -> None:
         """Answer GET and HEAD."""
         resource = self._router.add_resource(path)
         for method in ("GET", "HEAD"):
-            route = Route(method, resource.canonical, handler, needs, query=query, answers=answers)
+            route = Route(method, resource.canonical, handler, needs, query=query, answers=answers, is_page=is_page)
             self._routes[resource.add_route(method, handler)] = route
 
     def post(
@@ -72,6 +78,10 @@ class Routes:
     def access_to(self, route: web.AbstractRoute) -> Access:
         """Say what a route needs; whoever asks for an unknown address needs a key, too."""
         return self._routes[route].needs if route in self._routes else "any key"
+
+    def is_page(self, route: web.AbstractRoute) -> bool:
+        """Whether a browser may send its key as a password."""
+        return route in self._routes and self._routes[route].is_page
 
     def check(self) -> None:
         """Raise RuntimeError if a route was added past this class, without saying who may use it."""

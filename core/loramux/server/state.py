@@ -12,6 +12,7 @@ from aiohttp import web
 from loramux.adapters.disk_store import DiskStore
 from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.residency import Residency
+from loramux.config import StartupSummary
 from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.request import LoRARequest
 from loramux.metrics.metrics import Metrics
@@ -23,6 +24,7 @@ from loramux.server.auth import ApiKeys
 from loramux.server.in_flight import InFlight
 from loramux.server.limits import Limiter
 from loramux.server.streaming import HEARTBEAT_SECONDS
+from loramux.server.traffic import Traffic
 from loramux.server.vocabulary import Vocabulary
 from loramux.structured_outputs import StructuredOutputsParams
 
@@ -65,6 +67,11 @@ class Engine(Protocol):
         """For how long the engine has been at its present step; 0 while it waits for work."""
         ...
 
+    @property
+    def summary(self) -> StartupSummary:
+        """What the engine was started with."""
+        ...
+
     def state(self) -> EngineState:
         """What the engine holds now; never waits for it."""
         ...
@@ -91,7 +98,8 @@ class Server:
     """One server; complete once the static adapters are loaded.
 
     `allowed_lora_roots` limits what the load endpoint may read; None is no limit. `adapter_defaults` is there where
-    adapters may bring their own. `heartbeat_seconds` is how long a stream may be silent.
+    adapters may bring their own. `heartbeat_seconds` is how long a stream may be silent. `facts` are the labels and
+    texts of the start screen.
     """
 
     engine: Engine
@@ -114,6 +122,8 @@ class Server:
     metrics: Metrics = field(default_factory=Metrics)
     hooks: PluginHooks = field(default_factory=PluginHooks)
     store: DiskStore | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 SERVER = web.AppKey("server", Server)
