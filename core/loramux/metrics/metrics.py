@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class Metrics:
 
     def __init__(self, *, max_adapter_labels: int = MAX_ADAPTER_LABELS) -> None:
         self._registry = CollectorRegistry()
+        self.turn_to_expose = asyncio.Lock()
         self.requests = RequestSeries(self._registry, AdapterLabels(max_adapter_labels))
         self.adapters = AdapterSeries(self._registry)
         self.event_loop_lag = Histogram(

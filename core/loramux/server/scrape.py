@@ -11,10 +11,14 @@ from loramux.server.state import SERVER, Server
 
 
 async def show_metrics(request: web.Request) -> web.Response:
-    """Answer in the format of the Accept header; with a thousand adapters this takes long, so a thread writes it."""
+    """Answer in the format of the Accept header; with a thousand adapters this takes long, so a thread writes it.
+
+    One at a time: requests need the threads, too.
+    """
     server = request.app[SERVER]
     accept = request.headers.get("Accept", "")
-    exposition = await asyncio.to_thread(server.metrics.expose, look_at(server), accept)
+    async with server.metrics.turn_to_expose:
+        exposition = await asyncio.to_thread(server.metrics.expose, look_at(server), accept)
     return web.Response(body=exposition.body, headers={"Content-Type": exposition.content_type})
 
 

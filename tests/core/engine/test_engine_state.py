@@ -55,6 +55,14 @@ def test_an_adapter_both_runs_and_waits_when_its_requests_do(engine: LLMEngine, 
     assert state.running_adapters == state.waiting_adapters == ("left",)
 
 
+def test_a_request_whose_adapter_is_being_read_waits(engine: LLMEngine, adapters: list[LoRARequest]) -> None:
+    engine.add_request("early", [1, 2, 3], LONG, adapters[0])
+
+    state = engine.state()
+
+    assert (state.num_running, state.num_waiting, state.waiting_adapters) == (0, 1, ("left",))
+
+
 def test_memory_and_slots_tell_what_they_hold_and_what_they_have_evicted(
     engine: LLMEngine, adapters: list[LoRARequest]
 ) -> None:

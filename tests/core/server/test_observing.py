@@ -75,5 +75,6 @@ async def test_plugins_are_told_of_completions_alone(start) -> None:
     for path in ("/health", "/metrics", "/v1/models", "/nowhere"):
         await client.get(path)
     await client.get("/v1/completions")
+    await client.post("/nowhere", {"prompt": "x"})
 
     assert records == []

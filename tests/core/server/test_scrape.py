@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from loramux.metrics.metrics import Exposition, Metrics
 
 
 async def scrape(client) -> dict[tuple[str, ...], float]:
@@ -104,3 +108,22 @@ async def test_resolvers_are_counted_by_what_they_said(client) -> None:
     verdicts = {key[2]: value for key, value in samples.items() if key[0] == "loramux:resolver_verdicts_total"}
     assert verdicts == {"found": 1, "not found": 2, "failed": 1}
     assert samples["loramux:resolver_seconds_count", "found"] == 4
+
+
+async def test_scrapes_take_turns_however_many_come_at_once(
+    client, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expose, lock = metrics.expose, threading.Lock()
+
+    def expose_alone(*arguments: object) -> Exposition:
+        assert lock.acquire(blocking=False), "two at once"
+        try:
+            return expose(*arguments)
+        finally:
+            lock.release()
+
+    monkeypatch.setattr(metrics, "expose", expose_alone)
+
+    replies = await asyncio.gather(*(client.get("/metrics") for _ in range(8)))
+
+    assert [reply.status for reply in replies] == [200] * 8
