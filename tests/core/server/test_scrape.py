@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
-import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from loramux.metrics.metrics import Exposition, Metrics
+from loramux.metrics.metrics import Metrics
 
 
 async def scrape(client) -> dict[tuple[str, ...], float]:
@@ -110,20 +108,10 @@ async def test_resolvers_are_counted_by_what_they_said(client) -> None:
     assert samples["loramux:resolver_seconds_count", "found"] == 4
 
 
-async def test_scrapes_take_turns_however_many_come_at_once(
-    client, metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expose, lock = metrics.expose, threading.Lock()
+async def test_a_scrape_waits_for_the_one_before_and_nobody_else_does(client, metrics: Metrics) -> None:
+    async with metrics.turn_to_expose:
+        scrape = asyncio.create_task(client.get("/metrics"))
+        assert [(await client.get("/health")).status for _ in range(20)] == [200] * 20
+        assert not scrape.done()
 
-    def expose_alone(*arguments: object) -> Exposition:
-        assert lock.acquire(blocking=False), "two at once"
-        try:
-            return expose(*arguments)
-        finally:
-            lock.release()
-
-    monkeypatch.setattr(metrics, "expose", expose_alone)
-
-    replies = await asyncio.gather(*(client.get("/metrics") for _ in range(8)))
-
-    assert [reply.status for reply in replies] == [200] * 8
+    assert (await scrape).status == 200
