@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, OpenAI
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.samples import Sample
 
 from loramux import AsyncLLMEngine
 from loramux.metrics.metrics import Metrics
+from served import serving
 from served_engine import ServedEngine, serve_engine
 from tiny_engines import engine_args, kv_bytes
 
@@ -129,3 +133,36 @@ async def test_routers_see_one_adapter_run_while_another_waits(served: ServedEng
 
     assert max_lora == "1"
     assert {running, waiting} == {"left", "right"}
+
+
+def test_a_server_of_its_own_measures_an_adapter_on_its_whole_way(
+    tiny_llama: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    shelf = make_adapter("way/sql").parent
+    arguments = ("--enable-lora", "--dtype", "float32", "--served-model-name", "tiny", "--base-match", "off")
+    sources = ("--lora-resolvers", "fsspec", "--resolver-option", f"fsspec.url=file://{shelf}/{{lora_name}}")
+    store = ("--store", str(tmp_path / "store"))
+    with serving(str(tiny_llama), *arguments, *sources, *store, log=tmp_path / "log") as served:
+        with OpenAI(base_url=f"{served.url}/v1", api_key="-", max_retries=0) as client:
+            client.completions.create(model="sql", prompt="hi", max_tokens=2)
+        text, ready, asked = (read(f"{served.url}/{path}") for path in ("metrics", "health/ready", "health/sources"))
+
+    found = {(sample.name, *sample.labels.values()): sample.value for sample in all_samples(text)}
+    for transition in ("source_to_disk", "disk_to_host", "host_to_slot"):
+        assert found["loramux:adapter_load_seconds_count", transition] == 1
+    assert found["loramux:resolver_verdicts_total", "fsspec", "found"] == 1
+    assert found["loramux:resolver_pause_seconds", "fsspec"] == 0
+    for tier in ("slot", "host", "disk"):
+        assert found["loramux:resident_adapters", tier] == 1
+    assert found["loramux:store_bytes",] == found["loramux:resident_adapter_bytes", "disk"] > 0
+    assert ready == ""
+    assert json.loads(asked) == {"sources": [{"name": "fsspec", "state": "asked", "retry_after_seconds": 0}]}
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url) as response:
+        return response.read().decode()
+
+
+def all_samples(text: str) -> list[Sample]:
+    return [sample for family in parse_text(text) for sample in family.samples]
