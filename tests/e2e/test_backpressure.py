@@ -13,6 +13,7 @@ import pytest
 
 from loramux import AsyncLLMEngine
 from loramux.server import streaming
+from loramux.server.streaming import StreamTimes
 from served_engine import serve_engine
 from tiny_engines import engine_args
 
@@ -23,12 +24,15 @@ PADDING = b": " + b"x" * 2**18 + b"\n"  # a comment of the stream, so that few e
 async def test_a_client_that_reads_nothing_is_dropped_and_holds_up_nobody(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "WRITE_TIMEOUT_SECONDS", 0.5)
     encoded = streaming._encoded
     monkeypatch.setattr(streaming, "_encoded", lambda event: PADDING + encoded(event))
+    settings = {"stream_times": StreamTimes(write_seconds=0.5)}
     engine = AsyncLLMEngine.from_engine_args(engine_args(tiny_llama))
     try:
-        async with serve_engine(engine, tiny_llama) as served, aiohttp.ClientSession(served.url) as session:
+        async with (
+            serve_engine(engine, tiny_llama, settings=settings) as served,
+            aiohttp.ClientSession(served.url) as session,
+        ):
             deaf = [ask_and_read_nothing(served.url) for _ in range(4)]
 
             texts = await asyncio.gather(*(read_all(session) for _ in range(4)))

@@ -120,6 +120,11 @@ class AsyncLLMEngine:
         return self._engine.summary()
 
     @property
+    def num_waiting(self) -> int:
+        """How many sequences wait for their turn, and requests for their adapter."""
+        return self._engine.num_waiting
+
+    @property
     def is_running(self) -> bool:
         """Whether the engine thread still takes requests."""
         return self._dead is None and not self._is_stopping and self._thread.is_alive()

@@ -200,6 +200,11 @@ class LLMEngine:
         """Undo `pin_lora`; False when the adapter was not pinned."""
         return self.adapters.unpin(lora_int_id)
 
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences wait for their turn, and requests for their adapter; may be asked from any thread."""
+        return len(self.scheduler.waiting) + len(self._awaiting_adapter)
+
     def counters(self) -> dict[str, int]:
         """What is held right now; all but free_blocks are 0 when nothing runs."""
         return {
@@ -208,7 +213,7 @@ class LLMEngine:
             "slots_in_use": self.slots.num_in_use,
             "leases": self.adapters.host_cache.num_leases,
             "running": len(self.scheduler.running),
-            "waiting": len(self.scheduler.waiting) + len(self._awaiting_adapter),
+            "waiting": self.num_waiting,
         }
 
     def state(self) -> EngineState:

@@ -35,6 +35,9 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-connections", type=int, default=2000, metavar="N", help="open connections at once (%(default)s)"
     )
     group.add_argument(
+        "--max-waiting", type=int, default=4096, metavar="N", help="sequences waiting for the engine (%(default)s)"
+    )
+    group.add_argument(
         "--allow-python-parser", action="store_true", help="serve although aiohttp's compiled HTTP parser is missing"
     )
     group.add_argument(
@@ -64,6 +67,7 @@ def read_access(arguments: argparse.Namespace, environment: Mapping[str, str]) -
         "is_insecure": arguments.insecure,
         "allowed_hosts": tuple(host.lower() for host in arguments.allowed_hosts),
         "max_connections": arguments.max_connections,
+        "max_waiting": arguments.max_waiting,
         "allow_python_parser": arguments.allow_python_parser,
         "stop": StopConfig(drain_delay_seconds=arguments.drain_delay, grace_seconds=arguments.grace),
     }

@@ -40,7 +40,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     adopt_request_id(request, body.request_id)
     if body.stream:
         events = _events(request, body)
-        return await stream_events(request, events, server.in_flight, heartbeat_seconds=server.heartbeat_seconds)
+        return await stream_events(request, events, server.in_flight, times=server.stream_times)
     async with server.in_flight.admit(), _prepared(request, body) as chat:
         outputs = await collect(server.engine, chat.job)
         return await respond(lambda: chat.whole(outputs), outputs)

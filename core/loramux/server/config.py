@@ -62,6 +62,7 @@ class ServerConfig:
     is_insecure: bool = False
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 2000
+    max_waiting: int = 4096
     allow_python_parser: bool = False
     stop: StopConfig = field(default_factory=StopConfig)
     lora_modules: tuple[LoRAModule, ...] = ()
@@ -80,6 +81,10 @@ class ServerConfig:
             raise ConfigInvalid(f"--port must be from 0 to 65535, got {self.port}")
         if not 1 <= self.max_connections <= 1_000_000:
             raise ConfigInvalid(f"--max-connections must be from 1 to 1000000, got {self.max_connections}")
+        if self.max_waiting < 1:
+            raise ConfigInvalid(f"--max-waiting must be at least 1, got {self.max_waiting}")
+        if self.is_insecure and self.needs_key:
+            raise ConfigInvalid("--insecure is for a server without a key: leave out one of the two")
         for host in self.allowed_hosts:
             if not _HOST.fullmatch(host):
                 raise ConfigInvalid(f"--allowed-hosts: {host!r} is no host name; write it as in example.org, no port")

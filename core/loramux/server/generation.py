@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from loramux.errors import EngineDead
+from loramux.errors import EngineDead, EngineOverloaded
 from loramux.lora.request import LoRARequest
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
@@ -26,7 +26,7 @@ from loramux.server.model_choice import ModelChoice
 from loramux.server.prompts import Prompt
 from loramux.server.protocol import GenerationRequest
 from loramux.server.request_id import request_id_of
-from loramux.server.state import Engine
+from loramux.server.state import SERVER, Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,10 @@ def new_job(
     sampling_params: SamplingParams,
     model: ModelChoice,
 ) -> Job:
-    """Bring together what a checked request asks of the engine."""
+    """Bring together what a checked request asks of the engine; raises EngineOverloaded when too much waits there."""
+    server = request.app[SERVER]
+    if (num_waiting := server.engine.num_waiting) >= server.max_waiting:
+        raise EngineOverloaded(f"{num_waiting} sequences are waiting already")
     return Job(
         request_id_of(request),
         [prompt.token_ids for prompt in prompts],

@@ -86,7 +86,7 @@ class KeysFile:
         """Check what the file holds; raises ConfigInvalid."""
         try:
             document = tomllib.loads(content.decode())
-        except ValueError as exc:  # not TOML, or not UTF-8
+        except (ValueError, RecursionError) as exc:  # not TOML, not UTF-8, or nested without end
             raise ConfigInvalid(f"--keys-file {path}: is no TOML: {exc}") from exc
         try:
             tables = _Contents.model_validate(document).keys

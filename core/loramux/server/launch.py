@@ -185,6 +185,7 @@ def _server(
         allow_runtime_updates=config.allow_runtime_updates and config.engine.enable_lora,
         allowed_lora_roots=config.allowed_lora_roots,
         allowed_hosts=config.checked_hosts,
+        max_waiting=config.max_waiting,
         metrics=parts.metrics,
         hooks=parts.hooks,
         store=parts.store,

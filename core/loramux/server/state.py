@@ -23,7 +23,7 @@ from loramux.server.adapter_defaults import DefaultsCache
 from loramux.server.auth import ApiKeys
 from loramux.server.in_flight import InFlight
 from loramux.server.limits import Limiter
-from loramux.server.streaming import HEARTBEAT_SECONDS
+from loramux.server.streaming import StreamTimes
 from loramux.server.traffic import Traffic
 from loramux.server.vocabulary import Vocabulary
 from loramux.structured_outputs import StructuredOutputsParams
@@ -55,6 +55,11 @@ class Engine(Protocol):
 
     def residencies(self) -> Mapping[int, Residency]:
         """Say where each adapter in host memory rests, by id."""
+        ...
+
+    @property
+    def num_waiting(self) -> int:
+        """How many sequences and requests have not begun yet."""
         ...
 
     @property
@@ -98,8 +103,8 @@ class Server:
     """One server; complete once the static adapters are loaded.
 
     `allowed_lora_roots` limits what the load endpoint may read; None is no limit. `adapter_defaults` is there where
-    adapters may bring their own. `heartbeat_seconds` is how long a stream may be silent. `facts` are the labels and
-    texts of the start screen.
+    adapters may bring their own. `max_waiting` sequences may wait in the engine. `facts` are the labels and texts
+    of the start screen.
     """
 
     engine: Engine
@@ -115,7 +120,8 @@ class Server:
     allowed_lora_roots: tuple[Path, ...] | None = None
     trust_request_chat_template: bool = False
     adapter_defaults: DefaultsCache | None = None
-    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    stream_times: StreamTimes = field(default_factory=StreamTimes)
+    max_waiting: int = 4096
     in_flight: InFlight = field(default_factory=InFlight)
     allowed_hosts: tuple[str, ...] | None = None
     limiter: Limiter = field(default_factory=Limiter)

@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -22,15 +23,21 @@ from loramux.server.exchange import note_error
 from loramux.server.in_flight import InFlight
 from loramux.server.request_id import request_id_of
 
-WRITE_TIMEOUT_SECONDS = 30
-"""A client that takes nothing for so long is gone, or is holding our memory."""
-
-HEARTBEAT_SECONDS = 10.0
-"""Silence after which a comment is sent; proxies commonly give up after 30 or 60 seconds."""
-
 HEARTBEAT = b": ping\n\n"
 
 Event = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTimes:
+    """heartbeat_seconds: silence after which a comment is sent; proxies commonly give up after 30 or 60 seconds.
+
+    write_seconds: a client that takes nothing for so long is gone, or is holding our memory.
+    """
+
+    heartbeat_seconds: float = 10.0
+    write_seconds: float = 30.0
+
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +47,12 @@ async def stream_events(
     events: AsyncGenerator[Event, None],
     in_flight: InFlight,
     *,
-    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    times: StreamTimes,
 ) -> web.StreamResponse:
     """Send all events and `[DONE]`; raises what fails before anything was sent."""
-    stream = _EventStream(request)
+    stream = _EventStream(request, times.write_seconds)
     try:
-        async with in_flight.admit(), stream.beating(heartbeat_seconds), aclosing(events):
+        async with in_flight.admit(), stream.beating(times.heartbeat_seconds), aclosing(events):
             async for event in events:
                 await stream.send(_encoded(event))
             await stream.send(b"data: [DONE]\n\n")
@@ -63,7 +70,7 @@ async def stream_events(
 class _EventStream:
     """One response; its headers go out with the first thing that is sent."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, write_seconds: float) -> None:
         self.response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -73,6 +80,7 @@ class _EventStream:
         )
         self.is_open = False
         self._request = request
+        self._write_seconds = write_seconds
         self._opening = asyncio.Lock()
         self._num_sent = 0
 
@@ -82,7 +90,7 @@ class _EventStream:
             await self._open()
         self._num_sent += 1
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS) as limit:
+            async with asyncio.timeout(self._write_seconds) as limit:
                 await self.response.write(data)
         except TimeoutError as exc:
             if limit.expired():

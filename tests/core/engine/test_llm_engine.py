@@ -1013,3 +1013,17 @@ def test_a_longest_sequence_fits_alone(make_engine: MakeEngine) -> None:
     output = answer(engine, PROMPT, greedy(max_tokens=None))
 
     assert len(PROMPT) + len(tokens_of(output)) == engine.max_model_len == 16
+
+
+def test_a_tenants_crowd_delays_anothers_request_by_what_runs_and_one_more(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_num_seqs=1)
+    for number in range(50):
+        engine.add_request(f"crowd-{number}", "x", greedy(2), tenant="crowd")
+    engine.step()
+    engine.add_request("single", "x", greedy(2), tenant="other")
+
+    ended: list[str] = []
+    while "single" not in ended:
+        ended += [output.request_id for output in engine.step() if output.finished]
+
+    assert len(ended) <= 3

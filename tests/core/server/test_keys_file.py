@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import subprocess
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from loramux.errors import ConfigInvalid
+from loramux.server import keys_file
 from loramux.server.auth import ApiKeys
-from loramux.server.keys_file import KeysFile, KeysFileReader
+from loramux.server.keys_file import KeysFile, KeysFileReader, following
 from loramux.server.principal import KeyLimits
 
 DOCS = Path(__file__).parents[3] / "docs" / "security.md"
@@ -77,6 +79,7 @@ def test_a_key_has_the_scopes_names_and_limits_of_its_table(path: Path) -> None:
         ("keys = []", "keys: List should have at least 1 item"),
         ("[[keys]]\nid = ", "is no TOML"),
         ("\udcff", "is no TOML"),
+        ("keys = " + "[" * 100_000, "is no TOML"),
         (table() + "\n[other]", "other: Extra inputs"),
         (table(rps="1"), r"key 'team-a': rps: Extra inputs"),
         (table(sha256="abc"), "key 'team-a': sha256: String should match"),
@@ -165,6 +168,17 @@ async def test_a_changed_file_replaces_its_keys_and_no_others(path: Path) -> Non
     await reader.check()
 
     assert [keys.find(key) is not None for key in ("fixed", "other", SECRET)] == [True, True, False]
+
+
+async def test_a_changed_file_is_noticed_while_the_server_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys_file, "CHECK_SECONDS", 0)
+    file = read(path, table())
+    keys = ApiKeys(of_file=file.keys)
+
+    async with following(file, keys), asyncio.timeout(5):
+        write(path, table("team-b"))
+        while getattr(keys.find(SECRET), "id", None) != "team-b":
+            await asyncio.to_thread(path.stat)
 
 
 @pytest.mark.parametrize("broken", ["", "[[keys]]", None])

@@ -162,3 +162,16 @@ async def test_a_stream_counts_until_its_end(start, clock: Clock, engine) -> Non
 
     assert (meanwhile.status, meanwhile.error["code"]) == (429, "rate_limit_exceeded")
     assert (await client.complete()).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_would_wait_behind_too_many_is_sent_away(start, engine, stream: bool) -> None:
+    client = await start(max_waiting=5)
+    engine.num_waiting = 4
+    assert (await client.complete(stream=stream)).status == 200
+    engine.num_waiting = 5
+
+    replies = [await client.complete(stream=stream), await client.chat(stream=stream)]
+
+    assert [(reply.status, reply.error["code"]) for reply in replies] == [(503, "server_overloaded")] * 2
+    assert replies[0].headers["Retry-After"] == "1"

@@ -9,6 +9,7 @@ from loramux.adapters.served_adapter import LoadedAdapter
 from loramux.errors import AdapterInvalid, EngineDead
 from loramux.lora.request import LoRARequest
 from loramux.server import streaming
+from loramux.server.streaming import StreamTimes
 
 SECOND = 1.0  # more than a loopback request takes; a broken promise then fails instead of hanging
 
@@ -74,7 +75,7 @@ async def test_a_client_that_leaves_aborts_its_request(client, engine, stream: b
 
 
 async def test_a_stream_that_waits_says_so_until_something_comes(start, engine) -> None:
-    client = await start(heartbeat_seconds=0.01)
+    client = await start(stream_times=StreamTimes(heartbeat_seconds=0.01))
     engine.hold_after = 0
 
     async with client.session.post(client.url + "/v1/completions", json={"prompt": "hi", "stream": True}) as response:
@@ -88,7 +89,7 @@ async def test_a_stream_that_waits_says_so_until_something_comes(start, engine) 
 
 
 async def test_what_fails_after_a_heartbeat_is_an_error_event(start, engine) -> None:
-    client = await start(heartbeat_seconds=0.01)
+    client = await start(stream_times=StreamTimes(heartbeat_seconds=0.01))
     engine.hold_after, engine.fail_after, engine.failure = 0, 0, AdapterInvalid("sql", "too big")
 
     async with client.session.post(client.url + "/v1/completions", json={"prompt": "hi", "stream": True}) as response:
@@ -102,7 +103,7 @@ async def test_what_fails_after_a_heartbeat_is_an_error_event(start, engine) -> 
 
 
 async def test_a_heartbeat_comes_while_an_adapter_loads(start, engine, registry) -> None:
-    client = await start(heartbeat_seconds=0.01)
+    client = await start(stream_times=StreamTimes(heartbeat_seconds=0.01))
     arrived = asyncio.Event()
 
     async def load_slowly(request: LoRARequest) -> LoadedAdapter:
@@ -117,8 +118,8 @@ async def test_a_heartbeat_comes_while_an_adapter_loads(start, engine, registry)
         assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_client_that_reads_nothing_is_dropped(client, engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "WRITE_TIMEOUT_SECONDS", 0.05)
+async def test_a_client_that_reads_nothing_is_dropped(start, engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = await start(stream_times=StreamTimes(write_seconds=0.05))
     monkeypatch.setattr(streaming, "_encoded", lambda event: b"data: " + b"x" * 2**23 + b"\n\n")
     engine.hold_after = 3
     host, port = client.url.removeprefix("http://").split(":")
