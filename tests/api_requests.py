@@ -62,7 +62,7 @@ class Api:
         return schema
 
 
-def requests(api: Api) -> st.SearchStrategy[tuple[str, bytes]]:
+def any_requests(api: Api) -> st.SearchStrategy[tuple[str, bytes]]:
     """A method, and the bytes of a request that is proper HTTP."""
     return st.one_of(_posts(api), _posts(api), _posts(api), _others(api))
 
