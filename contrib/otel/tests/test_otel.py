@@ -91,6 +91,7 @@ async def test_a_request_is_a_span_below_the_clients_own(served: ServedEngine, e
         "loramux.adapter.name": "sql",
         "loramux.adapter.id": loaded.id,
         "loramux.adapter.digest": loaded.digest,
+        "loramux.adapter.tier": "disk",
     }
     assert span.status.status_code is StatusCode.UNSET
 

@@ -26,7 +26,7 @@ async def ready(request: web.Request) -> web.Response:
         raise draining()
     _check(server.engine)
     state = server.engine.state()
-    if state.num_waiting >= MAX_WAITING_BATCHES * state.max_num_seqs:
+    if state.num_waiting >= min(MAX_WAITING_BATCHES * state.max_num_seqs, server.max_waiting):
         raise EngineOverloaded(f"{state.num_waiting} requests are waiting already")
     return web.Response()
 

@@ -60,6 +60,15 @@ async def test_a_server_with_a_long_queue_is_alive_but_not_ready(client, engine)
     assert [(await client.get(path)).status for path in ALIVE] == [200, 200]
 
 
+async def test_a_server_that_would_refuse_the_next_request_is_not_ready(start, engine) -> None:
+    client = await start(max_waiting=2)
+    engine.num_waiting = 1
+    assert (await client.get("/health/ready")).status == 200
+
+    engine.num_waiting = 2
+    assert (await client.get("/health/ready")).error["code"] == "server_overloaded"
+
+
 async def test_an_outage_of_a_source_leaves_the_server_ready(client) -> None:
     assert (await client.get("/health/sources")).json == {
         "sources": [{"name": "found", "state": "asked", "retry_after_seconds": 0}]
