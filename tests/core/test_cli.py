@@ -81,7 +81,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
         *("--port", "0"),
         *("--api-key", "one", "two"),
         *("--allowed-hosts", "A", "b", "--allowed-hosts", "c.lan"),
-        *("--max-connections", "50", "--max-waiting", "9", "--allow-python-parser"),
+        *("--max-connections", "50", "--max-waiting", "9", "--request-timeout", "90", "--allow-python-parser"),
         *("--drain-delay", "1.5", "--grace", "30"),
         *("--lora-resolvers", "filesystem, hub"),
         *("--resolver-option", "filesystem.root=/flag"),
@@ -94,7 +94,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
 
     assert config.lora_modules == (LoRAModule("sql", "/sql"), LoRAModule("json", "/json"))
     assert (config.allowed_hosts, config.max_connections, config.allow_python_parser) == (("a", "b", "c.lan"), 50, True)
-    assert config.max_waiting == 9
+    assert (config.max_waiting, config.request_timeout_seconds) == (9, 90)
     assert config.stop == StopConfig(drain_delay_seconds=1.5, grace_seconds=30)
     assert (config.host, config.port, config.api_keys) == ("0.0.0.0", 0, ("one", "two"))
     assert config.plugins.resolver_names == ("filesystem", "hub")
@@ -137,6 +137,7 @@ def test_runtime_updates_are_switched_by_the_environment(value: str, is_on: bool
         (["--keys-file", "/nowhere.toml"], "--keys-file /nowhere.toml: cannot be read"),
         (["--max-waiting", "0"], "--max-waiting must be at least 1, got 0"),
         (["--insecure", "--api-key", "k"], "--insecure is for a server without a key"),
+        (["--request-timeout", "0"], "--request-timeout must be above 0 and at most 86400 seconds, got 0"),
         (["--grace", "-1"], "--grace must be from 0 to 3600 seconds, got -1"),
     ],
 )

@@ -38,6 +38,9 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-waiting", type=int, default=4096, metavar="N", help="sequences waiting for the engine (%(default)s)"
     )
     group.add_argument(
+        "--request-timeout", type=float, metavar="SECONDS", help="how long a request may take in all (no limit)"
+    )
+    group.add_argument(
         "--allow-python-parser", action="store_true", help="serve although aiohttp's compiled HTTP parser is missing"
     )
     group.add_argument(
@@ -68,6 +71,7 @@ def read_access(arguments: argparse.Namespace, environment: Mapping[str, str]) -
         "allowed_hosts": tuple(host.lower() for host in arguments.allowed_hosts),
         "max_connections": arguments.max_connections,
         "max_waiting": arguments.max_waiting,
+        "request_timeout_seconds": arguments.request_timeout,
         "allow_python_parser": arguments.allow_python_parser,
         "stop": StopConfig(drain_delay_seconds=arguments.drain_delay, grace_seconds=arguments.grace),
     }

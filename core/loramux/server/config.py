@@ -63,6 +63,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = ()
     max_connections: int = 2000
     max_waiting: int = 4096
+    request_timeout_seconds: float | None = None
     allow_python_parser: bool = False
     stop: StopConfig = field(default_factory=StopConfig)
     lora_modules: tuple[LoRAModule, ...] = ()
@@ -83,6 +84,10 @@ class ServerConfig:
             raise ConfigInvalid(f"--max-connections must be from 1 to 1000000, got {self.max_connections}")
         if self.max_waiting < 1:
             raise ConfigInvalid(f"--max-waiting must be at least 1, got {self.max_waiting}")
+        if self.request_timeout_seconds is not None and not 0 < self.request_timeout_seconds <= 86_400:
+            raise ConfigInvalid(
+                f"--request-timeout must be above 0 and at most 86400 seconds, got {self.request_timeout_seconds:g}"
+            )
         if self.is_insecure and self.needs_key:
             raise ConfigInvalid("--insecure is for a server without a key: leave out one of the two")
         for host in self.allowed_hosts:

@@ -83,6 +83,7 @@ ERROR_KINDS: Mapping[str, ErrorKind] = {
     "server_overloaded": ErrorKind(503, "server_error", {"Retry-After": "1"}),
     "server_draining": ErrorKind(503, "server_error", {"Retry-After": "1", **_CLOSE}),
     "engine_unavailable": ErrorKind(503, "server_error", {"Retry-After": "5"}),
+    "request_timeout": ErrorKind(504, "server_error"),
     "internal_error": ErrorKind(500, "server_error"),
 }
 

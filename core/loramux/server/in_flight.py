@@ -1,7 +1,8 @@
 """The requests now being answered, and how they end when the server does.
 
-Every admitted request ends in one of three ways: by itself, because its client left, or, when the server stops and
-the grace period is over, with ServerDraining raised inside it, so that it still can tell its client.
+Every admitted request ends in one of these ways: by itself, because its client left, or with a refusal raised inside
+it, so that it still can tell its client: when it has taken too long, or when the server stops and the grace period is
+over.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from loramux.server.errors import Refused
 
 
 class InFlight:
-    """Count admitted requests; lives on the event loop."""
+    """Count admitted requests; lives on the event loop. `max_seconds` is what each of them may take."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_seconds: float | None = None) -> None:
+        self._max_seconds = max_seconds
+        self._is_over = False
         self._limits: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -31,7 +34,7 @@ class InFlight:
         """Hold a place while a request is answered; raises Refused once the server is stopping."""
         if self.is_draining:
             raise draining()
-        limit = asyncio.timeout(None)
+        limit = asyncio.timeout(self._max_seconds)
         try:
             async with limit:
                 self._limits.add(limit)
@@ -39,7 +42,7 @@ class InFlight:
                 yield
         except TimeoutError:
             if limit.expired():
-                raise draining() from None
+                raise (draining() if self._is_over else _too_long(self._max_seconds)) from None
             raise
         finally:
             self._limits.discard(limit)
@@ -63,6 +66,7 @@ class InFlight:
         self.stop_admitting()
         if await self._is_idle_within(grace_seconds):
             return
+        self._is_over = True
         now = asyncio.get_running_loop().time()
         for limit in self._limits:
             limit.reschedule(now)
@@ -80,3 +84,7 @@ class InFlight:
 def draining() -> Refused:
     """What is said to who comes too late."""
     return Refused("server_draining", "The server is shutting down. Retry shortly.")
+
+
+def _too_long(max_seconds: float | None) -> Refused:
+    return Refused("request_timeout", f"The request took longer than {max_seconds:g} seconds.")

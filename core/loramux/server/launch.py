@@ -28,6 +28,7 @@ from loramux.server.app import build_app, make_runner
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
 from loramux.server.connection import check_parser
+from loramux.server.in_flight import InFlight
 from loramux.server.keys_file import following
 from loramux.server.loading import show_loading
 from loramux.server.log_format import configure_logging
@@ -186,6 +187,7 @@ def _server(
         allowed_lora_roots=config.allowed_lora_roots,
         allowed_hosts=config.checked_hosts,
         max_waiting=config.max_waiting,
+        in_flight=InFlight(max_seconds=config.request_timeout_seconds),
         metrics=parts.metrics,
         hooks=parts.hooks,
         store=parts.store,

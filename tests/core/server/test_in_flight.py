@@ -133,3 +133,26 @@ async def test_a_server_that_stops_is_alive_but_not_ready(client) -> None:
     live, ready = await client.get("/health/live"), await client.get("/health/ready")
 
     assert (live.status, ready.status, ready.error["code"]) == (200, 503, "server_draining")
+
+
+async def test_a_request_that_takes_too_long_is_told_so(start, engine) -> None:
+    client = await start(in_flight=InFlight(max_seconds=0.05))
+    engine.hold_after = 3
+
+    whole, stream = await client.complete(), await client.complete(stream=True)
+
+    assert (whole.status, whole.error["code"]) == (504, "request_timeout")
+    assert whole.error["message"] == "The request took longer than 0.05 seconds."
+    assert stream.events[-1]["error"]["code"] == "request_timeout"
+    assert engine.num_running == 0
+
+
+async def test_a_request_that_is_cut_off_by_the_end_is_not_told_that_it_was_slow(start, engine) -> None:
+    client = await start(in_flight=InFlight(max_seconds=60))
+    engine.hold_after = 3
+    call = asyncio.create_task(client.complete())
+    await asyncio.wait_for(engine.reached_gate.wait(), SECOND)
+
+    await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=SECOND)
+
+    assert (await call).error["code"] == "server_draining"
