@@ -286,7 +286,8 @@ class AsyncLLMEngine:
         except Exception as exc:  # the thread's border: every reader must hear of it
             logger.exception("engine thread died")
             error = EngineDead(f"the engine stopped: {exc}")
-        self._end(error)
+        finally:  # also when a library calls sys.exit
+            self._end(error)
 
     def _wait_for_work(self) -> bool:
         with self._wake:

@@ -341,13 +341,18 @@ async def test_a_step_that_does_not_end_shows_and_an_idle_engine_is_in_none(engi
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_an_engine_whose_thread_is_gone_does_not_run(engine: AsyncLLMEngine) -> None:
+async def test_an_engine_whose_thread_is_gone_does_not_run_and_its_readers_hear_of_it(engine: AsyncLLMEngine) -> None:
     def leave() -> None:
         raise SystemExit  # no Exception: nobody hears of it
 
-    engine._post(leave)
-    await asyncio.to_thread(engine._thread.join)
+    reader = engine.generate(PROMPT, LONG, "reader")
+    await begun(reader)
 
+    engine._post(leave)
+
+    with pytest.raises(EngineDead):
+        await last(reader)
+    await asyncio.to_thread(engine._thread.join)
     assert not engine.is_running
 
 
