@@ -1,5 +1,5 @@
 # `make demo` and `make test` are the two commands; each makes the environment first if it is not there.
-.PHONY: demo serve test test-browser test-clients test-mlflow unit campaign lint families clean
+.PHONY: demo serve test screenshot test-browser test-clients test-mlflow unit campaign lint families clean
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -44,6 +44,9 @@ campaign: .venv/installed
 
 test-browser: .venv/installed
 	$(BIN)/pytest -m browser
+
+screenshot: .venv/installed
+	cd tests && ../$(BIN)/python -W ignore dashboard_screenshot.py
 
 lint: .venv/installed
 	$(BIN)/ruff check

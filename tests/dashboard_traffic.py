@@ -70,7 +70,13 @@ def break_adapter(folder: Path) -> None:
 
 @asynccontextmanager
 async def serve_shelf(
-    model: Path, folders: Mapping[str, Path], *, max_loras: int = 4, max_cpu_loras: int = 8, port: int = 0
+    model: Path,
+    folders: Mapping[str, Path],
+    *,
+    max_loras: int = 4,
+    max_cpu_loras: int = 8,
+    port: int = 0,
+    facts: tuple[tuple[str, str], ...] = (),
 ) -> AsyncIterator[ServedEngine]:
     """Serve what is on the shelf; `archive/…` is on a source that is down."""
     relay = EvictionRelay()
@@ -80,10 +86,12 @@ async def serve_shelf(
     engine = await asyncio.to_thread(AsyncLLMEngine.from_engine_args, args, on_adapter_event=relay)
     resolvers = [
         ActiveResolver("filesystem", Shelf(folders)),
-        ActiveResolver("s3", Outage("archive/", "HeadObject: connection to the bucket timed out after 10.0 s")),
+        ActiveResolver("s3", Outage("archive/", "the bucket does not answer: connection refused")),
     ]
     try:
-        async with serve_engine(engine, model, resolvers=resolvers, relay=relay, port=port) as served:
+        async with serve_engine(
+            engine, model, resolvers=resolvers, relay=relay, port=port, settings={"facts": facts}
+        ) as served:
             yield served
     finally:
         await asyncio.to_thread(engine.shutdown)

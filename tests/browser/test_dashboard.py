@@ -129,7 +129,7 @@ async def test_a_source_that_fails_and_a_broken_adapter_are_shown_with_their_tra
         for _ in range(5):
             assert await complete(session, served.url, "archive/old") == 503
 
-        outage = page.locator("#failures details").filter(has_text="archive/old").filter(has_text="timed out")
+        outage = page.locator("#failures details").filter(has_text="archive/old").filter(has_text="connection refused")
         await expect(outage).to_contain_text("5 times")
         broken = page.locator("#failures details").filter(has_text="broken")
         await broken.locator("summary").focus()

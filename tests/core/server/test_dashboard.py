@@ -8,6 +8,7 @@ import re
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from loramux.errors import AdapterInvalid
 from loramux.server import app, dashboard_state
@@ -231,11 +232,13 @@ async def test_watchers_are_limited_and_leave_their_place(feeds, start) -> None:
     assert feed._latest == {}
 
 
-async def test_streams_end_when_the_server_stops(feeds, start) -> None:
-    client = await start()
-    async with client.session.get(f"{client.url}/dashboard/events") as response:
+async def test_streams_end_when_the_server_stops(client) -> None:
+    runner = app.make_runner(app.build_app(client.server))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+
+    async with client.session.get(f"http://127.0.0.1:{runner.addresses[0][1]}/dashboard/events") as response:
         await next_event(response)
-        await feeds[0].close()
-        with pytest.raises(EOFError):
-            while True:
-                await next_event(response)
+        await runner.cleanup()
+
+        assert b"event: state" not in await response.content.read()
