@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 320
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+TOOLS_TEMPLATE = "{% for tool in tools or [] %}<|system|>{{ tool.function.name }}{% endfor %}" + CHAT_TEMPLATE.replace(
+    "message.content", "message.content or ''"
+)
+"""For a `chat_template.jinja`: names the tools; what calls one has no content."""
 SHAPE = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
@@ -112,6 +116,13 @@ def build_tokenizer(folder: Path) -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+
+
+def without_white_space(folder: Path) -> dict[str, int]:
+    """A `logit_bias` for JSON of a given shape: the shape allows white space, of which a tiny model writes no end."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    white = [token_id for token_id in range(len(tokenizer)) if tokenizer.decode([token_id]).isspace()]
+    return dict.fromkeys(map(str, white), -100)
 
 
 def build_model(folder: Path, family: str = "llama", *, seed: int = 0, **changes: object) -> Path:

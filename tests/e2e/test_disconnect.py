@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import aiohttp
+import openai
 import pytest
 
 from loramux import AsyncLLMEngine, EngineArgs
@@ -50,6 +51,23 @@ async def test_a_client_that_leaves_frees_blocks_slot_and_lease(engine: AsyncLLM
     await _until(engine, lambda counters: not any(counters[name] for name in HELD))
     assert engine.counters()["free_blocks"] == free_blocks
     assert engine.counters()["slots_in_use"] == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_official_client_frees_them_too(engine: AsyncLLMEngine, url: str, stream: bool) -> None:
+    free_blocks = engine.counters()["free_blocks"]
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as client:
+        request = {"model": "left", "prompt": "a", "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+        call = asyncio.create_task(client.completions.create(**request, stream=stream))
+        await _until(engine, lambda counters: counters["running"] > 0)
+        if stream:
+            await (await call).close()
+        else:
+            call.cancel()
+
+        await _until(engine, lambda counters: not any(counters[name] for name in HELD))
+
+    assert engine.counters()["free_blocks"] == free_blocks
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, model: str, stream: bool) -> None:

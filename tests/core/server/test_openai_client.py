@@ -23,6 +23,7 @@ CLASSES = {
 RETRIED = (408, 409, 429)
 NUM_TRIES = 3
 SECOND = 1.0
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -161,6 +162,22 @@ async def test_a_stream_counts_its_tokens_as_its_options_say(
     assert len(running) == (len(content) if has_running else 0)
     assert running == sorted(running)
     assert not chunks[-1].choices if has_last else chunks[-1].choices
+
+
+async def test_a_call_after_a_text_is_put_together_from_a_stream(sdk) -> None:
+    """The fake engine says back what it is asked, one token per chunk."""
+    content = 'I see. <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call>'
+    request = {"model": "llama", "messages": [{"role": "user", "content": content}], "tools": TOOLS}
+
+    whole = (await sdk.chat.completions.create(**request)).choices[0]
+    async with sdk.chat.completions.stream(**request) as stream:
+        final = (await stream.get_final_completion()).choices[0]
+
+    for choice in (whole, final):
+        (call,) = choice.message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Rome"}')
+        assert choice.message.content.rstrip() == "base>[weather]<user>I see."
+        assert choice.finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize("stream", [False, True])
