@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # before the clients are imported: none of them reaches for a network
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -15,7 +16,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 import pytest
 
 from served import Served, serving
-from tiny_models import build_adapter, build_model
+from tiny_models import TOOLS_TEMPLATE, build_adapter, build_model, without_white_space
 
 ROOT = Path(__file__).parents[3]
 BASE = "SmolLM2-135M-Instruct"
@@ -31,6 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Where the base model and each adapter lie, by the names under which they are served."""
     root = tmp_path_factory.mktemp("served")
     base = build_model(root / BASE)
+    (base / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
     targets = ("q_proj", "v_proj", "down_proj")
     adapters = {
         name: build_adapter(base, root / "adapters" / name, rank=rank, seed=rank, targets=targets)
@@ -43,6 +45,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def names() -> tuple[str, ...]:
     """What can be asked for, the base first."""
     return (BASE, *ADAPTERS)
+
+
+@pytest.fixture(scope="session")
+def shaped(folders: dict[str, Path]) -> dict[str, Any]:
+    """What a request for JSON of a given shape needs, so that a tiny model comes to its end."""
+    return {"max_tokens": 200, "logit_bias": without_white_space(folders[BASE])}
 
 
 @pytest.fixture(scope="session")

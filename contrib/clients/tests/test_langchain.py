@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Literal
 
 import openai
 import pytest
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
+from pydantic import BaseModel
 
 from served import Served
+
+on_one_loop = pytest.mark.asyncio(loop_scope="module")  # LangChain keeps its connections from one call to the next
+
+
+class Weather(BaseModel):
+    """Small enough for any model to write."""
+
+    city: Literal["Paris", "Tokyo"]
+    unit: Literal["celsius", "fahrenheit"]
 
 
 @pytest.fixture
@@ -36,6 +48,7 @@ def test_every_way_of_asking_gives_the_same_answer(
     assert len(set(invoked)) == len(names), "the adapters were meant to change the answers"
 
 
+@on_one_loop
 async def test_the_async_ways_give_it_too(make_chat: Callable[..., ChatOpenAI]) -> None:
     chat = make_chat(model="org/json-lora")
 
@@ -72,6 +85,49 @@ def test_a_prompt_is_continued(served: Served) -> None:
     whole, *_ = llm.batch(["SELECT name", "x"])
 
     assert whole == "".join(llm.stream("SELECT name"))
+
+
+def test_a_bound_tool_is_called(make_chat: Callable[..., ChatOpenAI], shaped: dict[str, Any]) -> None:
+    chat = make_chat(model="org/json-lora", **shaped).bind_tools([Weather], tool_choice="Weather")
+
+    (call,) = chat.invoke("hi").tool_calls
+    streamed = sum(list(chat.stream("hi"))[1:], start=next(chat.stream("hi")))
+
+    assert call["name"] == "Weather"
+    assert Weather(**call["args"])
+    assert call["id"]
+    assert [(each["name"], each["args"]) for each in streamed.tool_calls] == [(call["name"], call["args"])]
+
+
+def test_what_a_tool_answered_goes_back_to_the_model(
+    make_chat: Callable[..., ChatOpenAI], shaped: dict[str, Any]
+) -> None:
+    chat = make_chat(model="sql-lora", **shaped)
+    asked = chat.bind_tools([Weather], tool_choice="any").invoke("hi")
+
+    answer = make_chat(model="sql-lora").invoke(
+        [HumanMessage("hi"), asked, ToolMessage("18 degrees", tool_call_id=asked.tool_calls[0]["id"])]
+    )
+
+    assert answer.usage_metadata["output_tokens"] <= 6
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_a_structured_output_is_of_the_callers_class(
+    make_chat: Callable[..., ChatOpenAI], shaped: dict[str, Any], method: str
+) -> None:
+    chat = make_chat(model="sql-lora", **shaped).with_structured_output(Weather, method=method)
+
+    assert isinstance(chat.invoke("hi"), Weather)
+
+
+@on_one_loop
+async def test_a_structured_output_streams(make_chat: Callable[..., ChatOpenAI], shaped: dict[str, Any]) -> None:
+    chat = make_chat(model="sql-lora", **shaped).with_structured_output(Weather, method="json_schema")
+
+    *_, last = [part async for part in chat.astream("hi")]
+
+    assert last == await chat.ainvoke("hi")
 
 
 @pytest.mark.parametrize(

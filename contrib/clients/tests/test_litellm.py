@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import litellm
 import pytest
+from pydantic import BaseModel
 
 from served import Served
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 6}
 TEXT = {"prompt": "SELECT name", "temperature": 0, "max_tokens": 6}
+
+
+class Weather(BaseModel):
+    """Small enough for any model to write."""
+
+    city: Literal["Paris", "Tokyo"]
+    unit: Literal["celsius", "fahrenheit"]
 
 
 @pytest.fixture
@@ -55,6 +63,29 @@ def test_a_prompt_is_continued_whole_and_streamed(server: dict[str, str]) -> Non
 
     assert "".join(chunk.choices[0].text or "" for chunk in chunks) == whole.choices[0].text
     assert len(whole.choices[0].logprobs.token_logprobs) == whole.usage.completion_tokens == 6
+
+
+def test_an_answer_fits_the_class_that_was_asked_for(server: dict[str, str], shaped: dict[str, Any]) -> None:
+    request = {**CHAT, **shaped, "response_format": Weather}
+
+    answer = litellm.completion(model="openai/sql-lora", **request, **server)
+
+    assert Weather.model_validate_json(answer.choices[0].message.content)
+
+
+def test_a_tool_is_called_whole_and_streamed(server: dict[str, str], shaped: dict[str, Any]) -> None:
+    tool = {"type": "function", "function": {"name": "Weather", "parameters": Weather.model_json_schema()}}
+    request = {**CHAT, **shaped, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+
+    whole = litellm.completion(model="openai/org/json-lora", **request, **server)
+    chunks = list(litellm.completion(model="openai/org/json-lora", stream=True, **request, **server))
+    streamed = litellm.stream_chunk_builder(chunks)
+
+    for choice in (whole.choices[0], streamed.choices[0]):
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "Weather"
+        assert Weather.model_validate_json(call.function.arguments)
+        assert choice.finish_reason == "tool_calls"
 
 
 @pytest.mark.parametrize(
