@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from loramux.adapters.served_adapter import ServedAdapter
 
@@ -17,11 +18,11 @@ MAX_CURRENT = 16_384
 """Beyond that, an idle one that its resolver can find again is forgotten for each new one."""
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationUse:
+class GenerationUse(NamedTuple):
     """How a generation is used: by how many requests so far and right now, and when (Unix seconds) one last began.
 
-    One that is not current has been replaced or unloaded, and only ends what it had begun.
+    One that is not current has been replaced or unloaded, and only ends what it had begun. A tuple, since thousands are
+    made for one look: a frozen dataclass takes four times as long.
     """
 
     served: ServedAdapter
