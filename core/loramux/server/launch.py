@@ -28,6 +28,7 @@ from loramux.server.app import build_app, make_runner
 from loramux.server.auth import ApiKeys
 from loramux.server.config import LoRAModule, ServerConfig
 from loramux.server.connection import check_parser
+from loramux.server.door import Door, bind, url_of
 from loramux.server.in_flight import InFlight
 from loramux.server.keys_file import following
 from loramux.server.loading import show_loading
@@ -35,11 +36,9 @@ from loramux.server.log_format import configure_logging
 from loramux.server.lora_modules import refused_module
 from loramux.server.open_files import make_room_for
 from loramux.server.screen import StartScreen, show_start
-from loramux.server.shutdown import Door, expect_signal, stop_serving
+from loramux.server.shutdown import expect_signal, stop_serving
 from loramux.server.state import Server
 from loramux.server.vocabulary import Vocabulary
-
-BACKLOG = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         await runner.setup()
         try:
             first_signal = expect_signal()
-            door = await Door.open(runner, listener, backlog=BACKLOG)
+            door = await Door.open(runner, listener)
             show_start(screen)
             await stop_serving(door, server.in_flight, config.stop, await first_signal)
         finally:
@@ -213,38 +212,6 @@ class EvictionRelay:
         if kind != "evicted" or self._loop is None or self._registry is None or self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self._registry.notify_evicted, request.lora_int_id)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take the address; raises ConfigInvalid when it cannot be had.
-
-    It listens at once: two servers can bind one port, but not listen on it. Clients that come early wait their turn.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as exc:
-        raise _cannot_listen(host, port, exc) from exc
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise _cannot_listen(host, port, exc) from exc
-    return listener
-
-
-def _cannot_listen(host: str, port: int, exc: OSError) -> ConfigInvalid:
-    return ConfigInvalid(f"cannot listen on --host {host} --port {port}: {exc.strerror or exc}")
-
-
-def url_of(host: str, listener: socket.socket) -> str:
-    """Where clients find the server."""
-    port = listener.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def warn(config: ServerConfig) -> None:

@@ -6,14 +6,10 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
-from aiohttp import web
-
 from loramux.errors import ConfigInvalid
+from loramux.server.door import Door
 from loramux.server.in_flight import InFlight
 
 FAREWELL_SECONDS = 2.0
@@ -58,29 +54,6 @@ def expect_signal() -> asyncio.Future[signal.Signals]:
     return first
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """The listening socket of a running application."""
-
-    runner: web.BaseRunner
-    listener: socket.socket
-
-    @classmethod
-    async def open(cls, runner: web.BaseRunner, listener: socket.socket, *, backlog: int) -> Door:
-        """Let clients in."""
-        await web.SockSite(runner, listener, backlog=backlog).start()
-        return cls(runner, listener)
-
-    async def close(self) -> None:
-        """Listen no more; who has knocked is let in, since the kernel would cut them off when the socket closes."""
-        knocking = list(_accepted(self.listener))
-        for site in self.runner.sites:
-            await site.stop()  # closes the socket before anything is awaited
-        assert self.runner.server is not None
-        for connection in knocking:
-            await asyncio.get_running_loop().connect_accepted_socket(self.runner.server, connection)
-
-
 async def stop_serving(door: Door, in_flight: InFlight, config: StopConfig, number: signal.Signals) -> None:
     """Close the door and let everybody inside finish; who takes too long is told so."""
     delay = config.drain_delay_seconds if number == signal.SIGTERM else 0.0
@@ -96,11 +69,3 @@ async def stop_serving(door: Door, in_flight: InFlight, config: StopConfig, numb
     await door.close()
     await in_flight.drain(grace_seconds=config.grace_seconds, farewell_seconds=FAREWELL_SECONDS)
     await asyncio.sleep(LATE_SECONDS)
-
-
-def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
-    with suppress(OSError):  # nobody is left, or no more files can be opened
-        while True:
-            connection, _ = listener.accept()
-            connection.setblocking(False)
-            yield connection

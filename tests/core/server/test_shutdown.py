@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 
 import pytest
 from aiohttp import web
 
 from loramux.errors import ConfigInvalid
+from loramux.server.door import Door, bind
 from loramux.server.in_flight import InFlight
-from loramux.server.launch import bind
-from loramux.server.shutdown import Door, StopConfig, expect_signal, stop_serving
+from loramux.server.shutdown import StopConfig, expect_signal, stop_serving
 
 
 @pytest.fixture
@@ -24,32 +23,6 @@ async def runner():
     await runner.setup()
     yield runner
     await runner.cleanup()
-
-
-def knock(listener: socket.socket) -> socket.socket:
-    """Connect and ask, while the server has no chance to look."""
-    client = socket.create_connection(listener.getsockname(), timeout=1)
-    client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-    return client
-
-
-def read_to_the_end(client: socket.socket) -> bytes:
-    with client:
-        return b"".join(iter(lambda: client.recv(4096), b""))
-
-
-async def test_who_has_knocked_before_the_door_closes_is_answered(runner: web.AppRunner) -> None:
-    listener = bind("127.0.0.1", 0)
-    door = await Door.open(runner, listener, backlog=100)
-    address = listener.getsockname()
-    clients = [knock(listener) for _ in range(20)]
-
-    await door.close()
-
-    replies = await asyncio.gather(*(asyncio.to_thread(read_to_the_end, client) for client in clients))
-    assert all(reply.endswith(b"hello") for reply in replies)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
 
 
 class Watch(InFlight):
@@ -76,7 +49,7 @@ async def test_a_server_is_not_ready_first_then_closed_then_drained(
     monkeypatch: pytest.MonkeyPatch, runner: web.AppRunner, number: signal.Signals, delay: float
 ) -> None:
     watch = Watch()
-    door = await Door.open(runner, bind("127.0.0.1", 0), backlog=1)
+    door = await Door.open(runner, bind("127.0.0.1", 0))
 
     async def sleep(seconds: float) -> None:
         watch.steps.append(seconds)
