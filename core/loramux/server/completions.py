@@ -171,8 +171,9 @@ async def _events(request: web.Request, body: CompletionRequest) -> AsyncGenerat
         async for update, answer in answers:
             latest[update.prompt_index] = update.output
             place = (update.prompt_index, answer.index)
-            writer = writers.setdefault(place, _ChoiceWriter(completion, *place))
-            choice = writer.choice(update.output, answer)
+            if place not in writers:
+                writers[place] = _ChoiceWriter(completion, *place)
+            choice = writers[place].choice(update.output, answer)
             if _says_something(choice):
                 chunk = completion.envelope([choice])
                 if body.wants_running_usage:
