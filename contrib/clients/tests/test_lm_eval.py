@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +48,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def documented(snippet: dict[str, str]) -> dict[str, str]:
     """The `--model_args` of docs/clients.md."""
-    arguments = re.search(r"--model_args \\\n\s*(\S+)", snippet["lm-evaluation-harness"])
+    arguments = re.search(r"--model_args (\S+)", snippet["lm-evaluation-harness"])
     assert arguments is not None
     return dict(argument.split("=", 1) for argument in arguments[1].split(","))
 
@@ -70,6 +73,23 @@ def test_scores_equal_those_of_transformers(
     assert {is_greedy for _, is_greedy in found.choices} == {True, False}
     assert found.bits_per_byte == pytest.approx(expected.bits_per_byte, abs=TOLERANCE, rel=0)
     assert found.accuracy == expected.accuracy
+
+
+def test_the_snippet_runs(snippet: dict[str, str], folders: dict[str, Path], tasks: Path) -> None:
+    command = snippet["lm-evaluation-harness"]
+    for documented, here in (
+        ("my_tasks", str(tasks)),
+        ("my_task", "loramux_choices"),
+        ("/models/SmolLM2-135M-Instruct", str(folders["SmolLM2-135M-Instruct"])),
+        ("max_length=2048", f"max_length={WINDOW}"),
+    ):
+        command = command.replace(documented, here)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    run = subprocess.run(command, shell=True, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+
+    assert run.returncode == 0, run.stderr
+    assert "|loramux_choices|" in run.stdout
 
 
 def _evaluate(model: str, arguments: Mapping[str, object]) -> Scores:

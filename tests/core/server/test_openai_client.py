@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote
 
 import openai
 import pytest
 from openai import _base_client
+from yarl import URL
 
 from fake_engine import FakeEngine
 from loramux.errors import EngineDead, EngineOverloaded
@@ -247,9 +249,12 @@ async def test_a_model_is_retrieved_by_its_id_whatever_that_is_made_of(client, s
     listed = [model.id async for model in sdk.models.list()]
     retrieved = await sdk.models.retrieve(name)
     raw = await client.get(f"/v1/models/{name}")
+    encoded = URL(f"{client.url}/v1/models/{quote(name, safe='')}", encoded=True)
+    async with client.session.get(encoded) as response:
+        card = await response.json()
 
     assert listed == ["llama", "base", name]
-    assert retrieved.id == raw.json["id"] == name
+    assert retrieved.id == raw.json["id"] == card["id"] == name
 
 
 async def test_a_model_that_is_not_there_is_not_found(client, sdk) -> None:
