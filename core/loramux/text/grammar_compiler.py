@@ -29,6 +29,10 @@ Lexer states stay at the library's 250,000: a long string with a maxLength takes
 """
 
 
+JSON_DEFAULTS = {"whitespace_pattern": r"[\x20\n\t\r]{0,64}"}
+"""Room for a line break and indentation: JSON allows white space without end, and weak models write it without end."""
+
+
 class GrammarCompiler:
     """Compiles for one model. Any thread may call it, and others run meanwhile.
 
@@ -99,10 +103,10 @@ def _try_out(matcher: LLMatcher) -> str | None:
 def _source(params: StructuredOutputsParams) -> str:
     """Write a grammar in llguidance's own form."""
     if params.json_object:
-        return LLMatcher.grammar_from_json_schema({"type": "object"})
+        return LLMatcher.grammar_from_json_schema({"type": "object"}, defaults=JSON_DEFAULTS)
     if params.json is not None:
         assert isinstance(params.json, str)
-        return LLMatcher.grammar_from_json_schema(params.json)
+        return LLMatcher.grammar_from_json_schema(params.json, defaults=JSON_DEFAULTS)
     if params.regex is not None:
         return LLMatcher.grammar_from_regex(params.regex)
     if params.choice is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,19 @@ def test_any_json_object_is_an_object(byte_level_engine: LLMEngine) -> None:
     assert completion.text.startswith("{")
     if completion.finish_reason == "stop":
         assert isinstance(json.loads(completion.text), dict)
+
+
+def test_a_model_that_loves_white_space_comes_to_an_end_all_the_same(byte_level_engine: LLMEngine) -> None:
+    (space,) = byte_level_engine.tokenizer.encode(" ", add_special_tokens=False)
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
+    params = greedy(450, ignore_eos=False, structured_outputs=StructuredOutputsParams(json=schema))
+    byte_level_engine.add_request("x", PROMPT, replace(params, logit_bias={space: 100.0}))
+
+    (completion,) = run(byte_level_engine)["x"].outputs
+
+    assert completion.finish_reason == "stop"
+    assert json.loads(completion.text) == {"a": 1}
+    assert " " * 64 in completion.text
 
 
 def test_logprobs_are_those_of_the_model_itself(byte_level_engine: LLMEngine, reference: Reference) -> None:
