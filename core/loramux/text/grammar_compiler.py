@@ -6,6 +6,7 @@ import functools
 import json
 import threading
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cachetools import LRUCache
@@ -15,6 +16,9 @@ from loramux.errors import RequestInvalid
 from loramux.structured_outputs import StructuredOutputsParams
 from loramux.text.grammar import NO_TEXT, Grammar, error_of
 from loramux.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 MAX_CHECKED_GRAMMARS = 32
 
@@ -28,8 +32,7 @@ LIMITS = LLParserLimits(
 Lexer states stay at the library's 250,000: a long string with a maxLength takes some 20 a token.
 """
 
-
-JSON_DEFAULTS = {"whitespace_pattern": r"[\x20\n\t\r]{0,64}"}
+JSON_DEFAULTS: JsonCompileOptions = {"whitespace_pattern": r"[\x20\n\t\r]{0,64}"}
 """Room for a line break and indentation: JSON allows white space without end, and weak models write it without end."""
 
 
@@ -106,7 +109,8 @@ def _source(params: StructuredOutputsParams) -> str:
         return LLMatcher.grammar_from_json_schema({"type": "object"}, defaults=JSON_DEFAULTS)
     if params.json is not None:
         assert isinstance(params.json, str)
-        return LLMatcher.grammar_from_json_schema(params.json, defaults=JSON_DEFAULTS)
+        defaults = None if '"x-guidance"' in params.json else JSON_DEFAULTS  # the schema's own take no addition
+        return LLMatcher.grammar_from_json_schema(params.json, defaults=defaults)
     if params.regex is not None:
         return LLMatcher.grammar_from_regex(params.regex)
     if params.choice is not None:
