@@ -46,6 +46,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.is_running = True
+        self.vocab_size = 256
         self.seconds_in_step = 0.0
         self.num_waiting = 0
         self.failure: Exception = LoramuxError("not set")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ class DefaultsCache:
         if defaults is None:
             defaults = self._read[key] = await asyncio.to_thread(read_defaults, served)
         return defaults
+
+
+@contextmanager
+def naming_defaults(defaults: AdapterDefaults) -> Iterator[None]:
+    """Say that the adapter's own defaults count, where a request that is right by itself goes against them."""
+    try:
+        yield
+    except RequestInvalid as exc:
+        if not defaults.sampling:
+            raise
+        reason = f"{exc} (the adapter's {GENERATION_CONFIG_NAME} gives {', '.join(sorted(defaults.sampling))})"
+        raise RequestInvalid(reason, param=exc.param, code=exc.code) from exc
 
 
 async def defaults_of(served: ServedAdapter | None, cache: DefaultsCache | None) -> AdapterDefaults:

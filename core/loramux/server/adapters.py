@@ -28,27 +28,30 @@ async def load_adapter(request: web.Request) -> web.Response:
             param="lora_path" if body.lora_name else "lora_name",
             code="missing_required_parameter",
         )
-    if body.lora_path is None:
-        async with server.in_flight.admit():
-            await server.registry.load(body.lora_name, replaces=bool(body.load_inplace))
-        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' added successfully.")
-    if not await asyncio.to_thread(_may_load, body.lora_path, server.allowed_lora_roots):
+    if body.lora_path is not None and not await asyncio.to_thread(_may_load, body.lora_path, server.allowed_lora_roots):
         raise _no_adapter()
     try:
         async with server.in_flight.admit():
-            await server.registry.add(
-                body.lora_name,
-                body.lora_path,
-                base_model_name=body.base_model_name,
-                origin="api",
-                replaces=bool(body.load_inplace),
-            )
+            await _load(server, body.lora_name, body)
     except AdapterNotFound as exc:
+        if body.lora_path is None:
+            message = f"No resolver knows an adapter '{shown(body.lora_name)}'."
+            raise Refused("adapter_not_found", message, param="lora_name") from exc
         raise _no_adapter() from exc
     except AdapterInvalid as exc:
         message = f"Adapter `{shown(exc.name)}` cannot be served: {without_paths(exc.reason)}"
-        raise Refused(exc.code, message, param="lora_path") from exc
+        raise Refused(exc.code, message, param="lora_name" if body.lora_path is None else "lora_path") from exc
     return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+async def _load(server: Server, name: str, body: LoadAdapterRequest) -> None:
+    replaces = bool(body.load_inplace)
+    if body.lora_path is None:
+        await server.registry.load(name, replaces=replaces)
+        return
+    await server.registry.add(
+        name, body.lora_path, base_model_name=body.base_model_name, origin="api", replaces=replaces
+    )
 
 
 async def unload_adapter(request: web.Request) -> web.Response:
@@ -114,7 +117,8 @@ class _Which:
             yield
         except AdapterNotFound as exc:
             asked_for = shown(self.name or str(self.lora_int_id))
-            message = f"The lora adapter '{asked_for}' cannot be found."
+            with_id = "" if self.name is None or self.lora_int_id is None else f" with the id {self.lora_int_id}"
+            message = f"The lora adapter '{asked_for}'{with_id} cannot be found."
             raise Refused("adapter_not_found", message, param=self.param) from exc
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import NoReturn, TypeVar
 
 from aiohttp import web
@@ -46,7 +47,9 @@ def parse_json_object(raw: bytes) -> dict[str, object]:
     """Parse strictly: one object, no repeated key, no NaN, no infinity, no deep nesting."""
     try:
         text = raw.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object_without_repeats, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_object_without_repeats, parse_constant=_refuse_constant, parse_float=_finite
+        )
         if "\\ud" in text.lower():  # an escape can write half a surrogate pair, which no tokenizer takes
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as exc:
@@ -120,6 +123,13 @@ def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object
     if len(value) != len(pairs):
         raise _not_json("an object repeats a key")
     return value
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if math.isinf(number):
+        raise _not_json(f"{shown(literal)} is beyond what a number can hold")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -11,7 +11,7 @@ from aiohttp import web
 from loramux.errors import RequestInvalid
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
-from loramux.server.adapter_defaults import AdapterDefaults, defaults_of
+from loramux.server.adapter_defaults import AdapterDefaults, defaults_of, naming_defaults
 from loramux.server.answer_format import compile_format
 from loramux.server.body import read_body
 from loramux.server.chat_protocol import ChatCompletionRequest
@@ -54,7 +54,8 @@ async def _prepared(request: web.Request, body: ChatCompletionRequest) -> AsyncI
     _sampling_params(body, tools)  # what is wrong by itself is refused before a model is looked for
     async with choose_model(request, body.model) as model:
         defaults = await defaults_of(model.served, server.adapter_defaults)
-        sampling_params = _sampling_params(body, tools, defaults)
+        with naming_defaults(defaults):
+            sampling_params = _sampling_params(body, tools, defaults)
         held_to, param = sampling_params.structured_outputs, body.format_param if tools.is_free else "tools"
         await compile_format(server.engine.check_structured_outputs, held_to, param=param)
         num_answer = 1 if sampling_params.max_tokens is None else sampling_params.max_tokens

@@ -14,6 +14,18 @@ MAX_TOOLS = 128
 
 Json = dict[str, object]
 
+_TEMPLATE_FIELDS = frozenset(
+    {
+        "self",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+    }
+)
+
 
 class TextPart(BaseModel):
     """A piece of a message; only text is served."""
@@ -94,6 +106,12 @@ class TokenizedChat(BaseModel):
             raise RequestInvalid(
                 "'continue_final_message' and 'add_generation_prompt' cannot both be true.",
                 param="continue_final_message",
+            )
+        own = sorted(_TEMPLATE_FIELDS & (self.chat_template_kwargs or {}).keys())
+        if own:
+            raise RequestInvalid(
+                f"'chat_template_kwargs' may not hold '{own[0]}', which is a field of its own or not the client's.",
+                param="chat_template_kwargs",
             )
         return self
 

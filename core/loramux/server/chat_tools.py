@@ -21,7 +21,7 @@ class ToolUse:
 
     @classmethod
     def of(cls, body: ChatCompletionRequest) -> ToolUse:
-        """Read tools, tool_choice and parallel_tool_calls; raises RequestInvalid for schemas that collide."""
+        """Read tools, tool_choice and parallel_tool_calls; and what they come to."""
         if not body.offered_tools:
             return cls()
         limit = 1 if body.parallel_tool_calls is False else None

@@ -11,7 +11,7 @@ from aiohttp import web
 from loramux.errors import RequestInvalid
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
-from loramux.server.adapter_defaults import AdapterDefaults, defaults_of
+from loramux.server.adapter_defaults import AdapterDefaults, defaults_of, naming_defaults
 from loramux.server.answer_format import compile_format
 from loramux.server.body import read_body
 from loramux.server.generation import Job, collect, growing_answers, new_job
@@ -48,10 +48,12 @@ async def _prepared(request: web.Request, body: CompletionRequest) -> AsyncItera
         message = f"'n' times the number of prompts must be at most {MAX_CHOICES}."
         raise RequestInvalid(message, param="n", code="value_above_maximum")
     async with choose_model(request, body.model) as model:
-        sampling_params = _sampling_params(body, await defaults_of(model.served, server.adapter_defaults))
+        defaults = await defaults_of(model.served, server.adapter_defaults)
+        with naming_defaults(defaults):
+            sampling_params = _sampling_params(body, defaults)
         held_to = sampling_params.structured_outputs
         await compile_format(server.engine.check_structured_outputs, held_to, param=body.format_param)
-        max_tokens = 0 if _is_echo_only(body) else sampling_params.max_tokens
+        max_tokens = sampling_params.max_tokens  # 1 for an echo alone: scoring, too, needs room for a token
         num_answer = 1 if max_tokens is None else max_tokens
         prompts = await completion_prompts(server, body, values, num_answer=num_answer)
         check_fits(prompts, max_tokens=max_tokens, max_model_len=server.max_model_len, param="prompt")

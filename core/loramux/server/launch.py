@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import time
@@ -101,10 +102,14 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         await runner.setup()
         try:
             first_signal = expect_signal()
+            # All that was made until now stays: a full collection would walk over it and stop every stream meanwhile.
+            gc.collect()
+            gc.freeze()
             door = await Door.open(runner, listener)
             show_start(screen)
             await stop_serving(door, server.in_flight, config.stop, await first_signal)
         finally:
+            gc.unfreeze()
             await runner.cleanup()
 
 

@@ -63,6 +63,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows; ids are below it."""
+        ...
+
+    @property
     def is_running(self) -> bool:
         """Whether the engine still answers."""
         ...

@@ -67,7 +67,7 @@ async def stream_events(
     except Exception as exc:  # the border of a request whose status is already sent
         if not stream.is_open:
             raise
-        await stream.send(_encoded(_error_event(exc, request)))
+        await stream.send_last(_encoded(_error_event(exc, request)))
     await stream.response.write_eof()
     return stream.response
 
@@ -103,6 +103,14 @@ class _EventStream:
         except TimeoutError as exc:
             if limit.expired():
                 raise ConnectionAbortedError("the client reads nothing") from exc
+            raise
+
+    async def send_last(self, data: bytes) -> None:
+        """Write what a failed stream ends with; a client that does not take even that is dropped."""
+        try:
+            await self.send(data)
+        except ConnectionError:
+            self.abort()
             raise
 
     @asynccontextmanager

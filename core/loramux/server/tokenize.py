@@ -8,6 +8,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
+from loramux.errors import RequestInvalid
 from loramux.server.adapter_defaults import defaults_of
 from loramux.server.body import checked, read_body, read_object
 from loramux.server.chat_protocol import TokenizedChat
@@ -53,7 +54,8 @@ async def tokenize(request: web.Request) -> web.Response:
     server = request.app[SERVER]
     value = await read_object(request)
     body: TokenizeChatRequest | TokenizeRequest
-    body = checked(value, TokenizeChatRequest) if "messages" in value else checked(value, TokenizeRequest)
+    has_messages = value.get("messages") is not None
+    body = checked(value, TokenizeChatRequest) if has_messages else checked(value, TokenizeRequest)
     async with server.in_flight.admit(), choose_model(request, body.model) as model:
         if isinstance(body, TokenizeRequest):
             adds_special_tokens = body.add_special_tokens is not False
@@ -77,6 +79,10 @@ async def detokenize(request: web.Request) -> web.Response:
     """Answer POST /detokenize: the text of these tokens, special ones included."""
     server = request.app[SERVER]
     body = await read_body(request, DetokenizeRequest)
+    unknown = next((place for place, token in enumerate(body.tokens) if token >= server.engine.vocab_size), None)
+    if unknown is not None:
+        message = f"'tokens' must be ids from 0 to {server.engine.vocab_size - 1}, got {body.tokens[unknown]}."
+        raise RequestInvalid(message, param=f"tokens.{unknown}")
     async with server.in_flight.admit(), choose_model(request, body.model):
         text = await asyncio.to_thread(server.tokenizer.decode, body.tokens, False)
         return web.json_response({"prompt": text})

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loramux.errors import RequestInvalid
-
 CALL_TAG = "<tool_call>"
 END_TAG = "</tool_call>"
 
@@ -216,23 +214,19 @@ def calls_schema(functions: list[dict[str, object]], *, limit: int | None) -> di
     """The JSON schema of an answer that calls at least one of these functions."""
     definitions: dict[str, object] = {}
     calls: list[dict[str, object]] = []
-    for function in functions:
-        parameters, own = _without_definitions(function.get("parameters"))
-        if any(definitions.get(key, value) != value for key, value in own.items()):
-            raise RequestInvalid("the schemas of two tools define one name under '$defs' differently.", param="tools")
-        definitions.update(own)
+    for index, function in enumerate(functions):
+        place = f"#/$defs/{index}"
+        definitions[str(index)] = _moved(arguments_schema(function), place)
         calls.append(
             {
                 "type": "object",
-                "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+                "properties": {"name": {"const": function["name"]}, "arguments": {"$ref": place}},
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
         )
-    schema: dict[str, object] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
-    if limit is not None:
-        schema["maxItems"] = limit
-    return {**schema, "$defs": definitions} if definitions else schema
+    schema: dict[str, object] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}, "$defs": definitions}
+    return schema if limit is None else {**schema, "maxItems": limit}
 
 
 def arguments_schema(function: dict[str, object]) -> dict[str, object]:
@@ -254,13 +248,24 @@ def whole_calls(pieces: Iterator[CallPiece]) -> list[dict[str, object]]:
     ]
 
 
-def _without_definitions(parameters: object) -> tuple[dict[str, object], dict[str, object]]:
-    """Take a schema's own definitions out: references to them start at the root of the whole."""
-    if not isinstance(parameters, dict):
-        return {"type": "object"}, {}
-    definitions = parameters.get("$defs")
-    schema = {"type": "object", **{key: value for key, value in parameters.items() if key != "$defs"}}
-    return schema, definitions if isinstance(definitions, dict) else {}
+_VALUES = frozenset({"const", "enum", "default", "examples"})
+"""Keywords below which stands data, not schemas."""
+
+
+def _moved(schema: object, place: str) -> object:
+    """Let the references inside a schema, which start at its root, start at the place that it gets in a larger one."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: value
+        if key in _VALUES
+        else place + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _moved(value, place)
+        for key, value in schema.items()
+    }
 
 
 def _text_of(literal: str) -> str | None:

@@ -107,7 +107,8 @@ class Tokenizer:
         try:
             return str(self.hf.apply_chat_template(conversation, tokenize=False, **template_arguments))
         except _TEMPLATE_FAULTS as exc:
-            reason = str(exc) or type(exc).__name__
+            # what a template raises on purpose is meant to be read; anything else would show the inside of a library
+            reason = str(exc) if isinstance(exc, TemplateError) else "it cannot be rendered with them"
             raise RequestInvalid(f"messages do not fit the model's chat template: {reason}", param="messages") from exc
 
     def apply_chat_template(

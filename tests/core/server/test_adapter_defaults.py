@@ -114,3 +114,13 @@ async def test_its_template_writes_the_prompt_unless_the_client_brings_one(start
 
     assert own == "{{ messages[0].content }}"
     assert client.server.tokenizer.template_arguments["chat_template"] == "{{ x }}"
+
+
+async def test_a_refusal_names_the_adapters_defaults_where_they_are_the_reason(start, registry, folder) -> None:
+    client = await start(adapter_defaults=DefaultsCache())
+    await registry.add("sql", str(folder))
+
+    reply = await client.chat(model="sql", n=2)
+
+    assert (reply.status, reply.error["param"]) == (400, "n")
+    assert "the adapter's generation_config.json gives" in reply.error["message"]

@@ -159,7 +159,7 @@ async def test_without_a_path_the_resolvers_are_asked(client) -> None:
 
     assert (loaded.status, loaded.text) == (200, "Success: LoRA adapter 'found/sql' added successfully.")
     assert [card["id"] for card in (await client.get("/v1/models")).json["data"]][-1] == "found/sql"
-    assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
+    assert (unknown.status, unknown.error["code"], unknown.error["param"]) == (404, "adapter_not_found", "lora_name")
     assert (broken.status, broken.error["code"]) == (503, "adapter_source_unavailable")
 
 

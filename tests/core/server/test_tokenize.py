@@ -50,7 +50,9 @@ async def test_a_model_that_nobody_knows_is_not_found(client, path: str) -> None
         ("/tokenize", {"prompt": 5}, "prompt"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/detokenize", {}, "tokens"),
+        ("/tokenize", {"messages": None}, "prompt"),
         ("/detokenize", {"tokens": [-1]}, "tokens.0"),
+        ("/detokenize", {"tokens": [1, 256]}, "tokens.1"),
         ("/detokenize", {"tokens": "hi"}, "tokens"),
     ],
 )

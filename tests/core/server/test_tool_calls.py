@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramux.errors import RequestInvalid
 from loramux.server.tool_calls import ToolCallReader, arguments_schema, calls_schema, whole_calls
 
 ARGUMENTS = {"city": "Paris", "why": 'a } " brace', "days": [1, {"a": 2}]}
@@ -114,26 +113,18 @@ def test_every_call_has_an_id_of_its_own() -> None:
     assert all(call["id"].startswith("call_") for call in calls)
 
 
-def test_the_schema_of_forced_calls_keeps_definitions_where_references_look_for_them() -> None:
-    parameters = {"properties": {"c": {"$ref": "#/$defs/City"}}, "$defs": {"City": {"type": "string"}}}
-    schema = calls_schema([{"name": "f", "parameters": parameters}, {"name": "g"}], limit=1)
+def test_the_schema_of_forced_calls_takes_its_references_along() -> None:
+    old = {"properties": {"c": {"$ref": "#/definitions/City"}}, "definitions": {"City": {"enum": ["Paris"]}}}
+    recursive = {"properties": {"child": {"$ref": "#"}, "$ref": {"const": {"$ref": "#"}}}}
+    schema = calls_schema([{"name": "f", "parameters": old}, {"name": "g", "parameters": recursive}], limit=1)
 
-    assert schema["$defs"] == {"City": {"type": "string"}}
     assert schema["maxItems"] == 1
-    first, second = schema["items"]["anyOf"]
-    assert first["properties"]["name"] == {"const": "f"}
-    assert "$defs" not in first["properties"]["arguments"]
-    assert second["properties"]["arguments"] == {"type": "object"}
-
-
-def test_tools_that_define_one_name_differently_are_refused() -> None:
-    tools = [
-        {"name": name, "parameters": {"$defs": {"T": {"type": kind}}}}
-        for name, kind in (("f", "string"), ("g", "null"))
-    ]
-
-    with pytest.raises(RequestInvalid, match="defs"):
-        calls_schema(tools, limit=None)
+    assert [call["properties"]["name"] for call in schema["items"]["anyOf"]] == [{"const": "f"}, {"const": "g"}]
+    assert [call["properties"]["arguments"]["$ref"] for call in schema["items"]["anyOf"]] == ["#/$defs/0", "#/$defs/1"]
+    first, second = schema["$defs"]["0"], schema["$defs"]["1"]
+    assert first["properties"]["c"]["$ref"] == "#/$defs/0/definitions/City"
+    assert second["properties"]["child"]["$ref"] == "#/$defs/1"
+    assert second["properties"]["$ref"] == {"const": {"$ref": "#"}}  # a property of that name, and data
 
 
 def test_the_schema_of_a_named_call_is_that_of_its_arguments() -> None:
