@@ -175,7 +175,7 @@ async def test_a_prompt_that_is_cut_is_answered_like_what_is_left_of_it(api: Api
 
 
 async def test_a_prompt_beyond_the_context_is_cut_to_what_leaves_room(api: Api) -> None:
-    answer = await api.complete(prompt="word " * 4000, truncate_prompt_tokens=-1, max_tokens=12)
+    answer = await api.complete(prompt="word " * 1500, truncate_prompt_tokens=-1, max_tokens=12)
 
     assert answer["usage"]["prompt_tokens"] == api.served.server.max_model_len - 12
 

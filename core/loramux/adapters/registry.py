@@ -126,6 +126,10 @@ class AdapterRegistry:
         """Return all that is loaded, in load order."""
         return self._generations.all_current()
 
+    def allows(self, principal: str | None, name: str) -> bool:
+        """Whether the plugins let this principal use what goes by this name."""
+        return self._hooks.authorize(principal, name)
+
     def adapters_for(self, principal: str | None) -> list[ServedAdapter]:
         """Return what the principal may use of all that is loaded, in load order."""
         return [served for served in self.adapters() if self._hooks.authorize(principal, served.name)]

@@ -86,13 +86,21 @@ def check_access(keys: ApiKeys) -> Middleware:
         needs = routes.access_to(route)
         if needs != "public":
             principal = _identify(request, keys, is_page=routes.is_page(route)) if keys.are_required else ANONYMOUS
+            note_principal(principal.id)
             if needs != "any key" and needs not in principal.scopes:
                 raise Refused("insufficient_permissions", f"This API key does not have the scope '{needs}'.")
             request[_PRINCIPAL] = principal
-            note_principal(principal.id)
         return await handler(request)
 
     return check
+
+
+def is_still_admin(request: web.Request, keys: ApiKeys) -> bool:
+    """Whether the key of a request that goes on for long is still an operator's: the keys file may have changed."""
+    try:
+        return not keys.are_required or "admin" in _identify(request, keys, is_page=True).scopes
+    except Refused:
+        return False
 
 
 def _identify(request: web.Request, keys: ApiKeys, *, is_page: bool) -> Principal:

@@ -17,6 +17,7 @@ from loramux.server.body import read_body
 from loramux.server.chat_protocol import ChatCompletionRequest
 from loramux.server.chat_tools import ToolUse
 from loramux.server.errors import Refused
+from loramux.server.exchange import note_request_id
 from loramux.server.generation import Job, collect, growing_answers, new_job
 from loramux.server.json_body import respond
 from loramux.server.model_choice import choose_model
@@ -38,6 +39,7 @@ async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     server = request.app[SERVER]
     body = await read_body(request, ChatCompletionRequest)
     adopt_request_id(request, body.request_id)
+    note_request_id(request)
     if body.stream:
         events = _events(request, body)
         return await stream_events(request, events, server.in_flight, times=server.stream_times)

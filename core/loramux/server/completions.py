@@ -14,6 +14,7 @@ from loramux.sampling_params import SamplingParams
 from loramux.server.adapter_defaults import AdapterDefaults, defaults_of, naming_defaults
 from loramux.server.answer_format import compile_format
 from loramux.server.body import read_body
+from loramux.server.exchange import note_request_id
 from loramux.server.generation import Job, collect, growing_answers, new_job
 from loramux.server.json_body import respond
 from loramux.server.model_choice import choose_model
@@ -30,6 +31,7 @@ async def create_completion(request: web.Request) -> web.StreamResponse:
     server = request.app[SERVER]
     body = await read_body(request, CompletionRequest)
     adopt_request_id(request, body.request_id)
+    note_request_id(request)
     if body.stream:
         events = _events(request, body)
         return await stream_events(request, events, server.in_flight, times=server.stream_times)

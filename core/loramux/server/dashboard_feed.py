@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
+from loramux.server.auth import is_still_admin
 from loramux.server.dashboard_state import dashboard_state, now
 from loramux.server.errors import Refused
 from loramux.server.state import Server
@@ -49,6 +50,8 @@ class DashboardFeed:
                 return response
             await _write(response, f"retry: {RETRY_MILLISECONDS}\n\n".encode())
             async for event in self._events(query):
+                if not is_still_admin(request, self._server.api_keys):
+                    break
                 await _write(response, event)
             await response.write_eof()
             return response

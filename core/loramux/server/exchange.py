@@ -192,3 +192,9 @@ def note_error(code: str) -> None:
     """Note what the client is told of a failure."""
     if (exchange := _CURRENT.get()) is not None:
         exchange.error_code = code
+
+
+def note_request_id(request: web.Request) -> None:
+    """Note that the request goes by another id than it came with."""
+    if (exchange := _CURRENT.get()) is not None:
+        exchange.request_id = request_id_of(request)

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from loramux.server.errors import Refused
+from loramux.server.routes import ROUTES
 
 
 def check_host(allowed: Collection[str] | None) -> Middleware:
@@ -21,7 +22,8 @@ def check_host(allowed: Collection[str] | None) -> Middleware:
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() in ("websocket", "tcp"):
             raise Refused("upgrade_refused", "This server speaks HTTP/1.1 alone.")
-        if allowed is not None and not is_meant(request.headers.get("Host", ""), allowed):
+        is_public = request.app[ROUTES].access_to(request.match_info.route) == "public"  # probes ask by address
+        if allowed is not None and not is_public and not is_meant(request.headers.get("Host", ""), allowed):
             raise Refused("host_not_allowed", "This server does not go by the name in the Host header.")
         return await handler(request)
 

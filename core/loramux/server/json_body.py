@@ -20,6 +20,11 @@ async def respond(build: Callable[[], Mapping[str, object]], outputs: Sequence[R
     """Build the body of a response from these outputs and encode it."""
     if _num_logprobs(outputs) <= LARGE_NUM_LOGPROBS:
         return web.json_response(build())
+    return await respond_elsewhere(build)
+
+
+async def respond_elsewhere(build: Callable[[], Mapping[str, object]]) -> web.Response:
+    """Build the body of a response and encode it, both in a thread."""
     body = await asyncio.to_thread(lambda: "".join(_encode(build(), _DEPTH_OF_TOKENS)).encode())
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 

@@ -59,8 +59,8 @@ class _Usage:
     """What one key has used of its limits."""
 
     limits: KeyLimits
-    requests: TokenBucket | None
-    new_adapters: TokenBucket | None
+    requests: TokenBucket | None = None
+    new_adapters: TokenBucket | None = None
     num_running: int = 0
 
 
@@ -81,7 +81,8 @@ class Limiter:
         most = usage.limits.max_concurrent
         if most is not None and usage.num_running >= most:
             message = f"Rate limit reached for requests at once: limit {most}."
-            raise Refused("rate_limit_exceeded", message, headers={"Retry-After": "1"})
+            told = {} if usage.requests is None else _headers(usage.requests)
+            raise Refused("rate_limit_exceeded", message, headers={**told, "Retry-After": "1"})
         if usage.requests is not None and not usage.requests.take():
             message = f"Rate limit reached for requests: limit {usage.requests.per_minute}/minute."
             headers = {**_headers(usage.requests), **_retry_after(usage.requests)}
@@ -109,15 +110,14 @@ class Limiter:
         if name is None:
             return None
         usage = self._usages.get(name)
-        if usage is None or usage.limits != limits:
-            if limits == KeyLimits():
-                return None
-            num_running = 0 if usage is None else usage.num_running
-            usage = _Usage(
-                limits, self._bucket(limits.requests_per_minute), self._bucket(limits.new_adapters_per_minute)
-            )
-            usage.num_running = num_running
-            self._usages[name] = usage
+        if usage is None and limits == KeyLimits():
+            return None
+        if usage is None:
+            usage = self._usages[name] = _Usage(KeyLimits())
+        if usage.limits != limits:  # the keys file has changed; what runs goes on to count
+            usage.limits = limits
+            usage.requests = self._bucket(limits.requests_per_minute)
+            usage.new_adapters = self._bucket(limits.new_adapters_per_minute)
         return usage
 
     def _bucket(self, per_minute: int | None) -> TokenBucket | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from loramux.adapters.adapter_name import is_adapter_name
 from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterNotFound
 from loramux.lora.hookspecs import FoundIn
@@ -90,7 +91,9 @@ async def choose_model(request: web.Request, name: str | None) -> AsyncIterator[
 def may_use(server: Server, principal: Principal, name: str) -> bool:
     """Whether the principal's key lets it use the model of this name, or what the alias of this name stands for."""
     target = server.registry.aliases.target_of(name)
-    return principal.may_use_base if target in server.base_model_names else principal.allows(target)
+    if target in server.base_model_names:
+        return principal.may_use_base
+    return is_adapter_name(target) and principal.allows(target)
 
 
 def choice_of(request: web.Request) -> ModelChoice | None:

@@ -14,6 +14,8 @@ from loramux.server.state import SERVER, Server
 
 OWNER = "loramux"
 
+Json = dict[str, object]
+
 
 async def list_models(request: web.Request) -> web.Response:
     """Answer GET /v1/models: the base model's names first, then the adapters in the order they were loaded."""
@@ -23,28 +25,40 @@ async def list_models(request: web.Request) -> web.Response:
 async def get_model(request: web.Request) -> web.Response:
     """Answer GET /v1/models/{id}; an adapter that was not loaded yet is unknown here."""
     name = request.match_info["model"]
-    card = _cards(request).get(name)
+    card = _card(request, name)
     if card is None:
         raise AdapterNotFound(name)
     return web.json_response(card)
 
 
-def _cards(request: web.Request) -> dict[str, dict[str, object]]:
+def _cards(request: web.Request) -> dict[str, Json]:
     server, principal = request.app[SERVER], principal_of(request)
+    names = [
+        *server.base_model_names,
+        *(adapter.name for adapter in server.registry.adapters_for(principal.id)),
+        *server.registry.aliases_for(principal.id),
+    ]
+    return {name: card for name in names if (card := _card(request, name)) is not None}
+
+
+def _card(request: web.Request, name: str) -> Json | None:
+    """Describe one model; None for what is not served, or not for this caller."""
+    server, principal = request.app[SERVER], principal_of(request)
+    target = server.registry.aliases.target_of(name)
+    if not may_use(server, principal, name):
+        return None
     shows_places = "admin" in principal.scopes
-    bases = {name: _base_card(server, name, shows_places=shows_places) for name in server.base_model_names}
-    usable = server.registry.adapters_for(principal.id)
-    adapters = {adapter.name: _adapter_card(adapter, shows_places=shows_places) for adapter in usable}
-    aliases = {
-        alias: {**{**bases, **adapters}[target], "id": alias, "parent": target}
-        for alias, target in server.registry.aliases_for(principal.id).items()
-        if target in bases or target in adapters
-    }
-    cards = {**bases, **adapters, **aliases}
-    return {name: card for name, card in cards.items() if may_use(server, principal, name)}
+    if target in server.base_model_names:
+        card = _base_card(server, target, shows_places=shows_places)
+    else:
+        served = server.registry.current(target)
+        if served is None or not server.registry.allows(principal.id, name):
+            return None
+        card = _adapter_card(served, shows_places=shows_places)
+    return card if name == target else {**card, "id": name, "parent": target}
 
 
-def _base_card(server: Server, name: str, *, shows_places: bool) -> dict[str, object]:
+def _base_card(server: Server, name: str, *, shows_places: bool) -> Json:
     return {
         "id": name,
         "object": "model",
@@ -57,7 +71,7 @@ def _base_card(server: Server, name: str, *, shows_places: bool) -> dict[str, ob
     }
 
 
-def _adapter_card(adapter: ServedAdapter, *, shows_places: bool) -> dict[str, object]:
+def _adapter_card(adapter: ServedAdapter, *, shows_places: bool) -> Json:
     return {
         "id": adapter.lora_request.lora_name,
         "object": "model",
@@ -71,7 +85,7 @@ def _adapter_card(adapter: ServedAdapter, *, shows_places: bool) -> dict[str, ob
     }
 
 
-def _permission(created: int) -> dict[str, object]:
+def _permission(created: int) -> Json:
     return {
         "id": f"modelperm-{uuid.uuid4().hex}",
         "object": "model_permission",

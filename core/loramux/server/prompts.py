@@ -10,7 +10,10 @@ from functools import partial
 from loramux.errors import ContextLengthExceeded, RequestInvalid
 from loramux.server.chat_protocol import TokenizedChat
 from loramux.server.protocol import LARGEST_TOKEN_ID, MAX_PROMPTS, CompletionRequest, GenerationRequest
-from loramux.server.state import Server, Tokenizer
+from loramux.server.state import Server
+
+MAX_CHARACTERS_PER_TOKEN = 16
+"""Of the context: how much text may come that is to be cut, or is only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ async def chat_prompt(
         arguments = {"chat_template": chat_template, **arguments}
     render = partial(
         _render,
-        server.tokenizer,
+        server,
         [message.for_template() for message in body.messages],
         arguments,
         tools=body.offered_tools,
@@ -97,6 +100,14 @@ class Cut:
         if self.num_tokens is None:
             return token_ids
         return token_ids[: self.num_tokens] if self.keeps_first else token_ids[-self.num_tokens :]
+
+
+def check_text_length(text: str, *, max_model_len: int, param: str) -> None:
+    """Refuse, before it costs anything, a text that is to be cut or counted and is many times what could be used."""
+    most = MAX_CHARACTERS_PER_TOKEN * max_model_len
+    if len(text) > most:
+        message = f"'{param}' has {len(text)} characters; at most {most} are encoded at a time."
+        raise RequestInvalid(message, param=param, code="value_above_maximum")
 
 
 def check_fits(prompts: Sequence[Prompt], *, max_tokens: int | None, max_model_len: int, param: str) -> None:
@@ -130,6 +141,8 @@ def _encode(
     for value in values:
         if isinstance(value, str):
             context = server.max_model_len if cut.num_tokens is None else None
+            if context is None:
+                check_text_length(value, max_model_len=server.max_model_len, param="prompt")
             whole = tokenizer.encode(value, add_special_tokens, context=context)
         else:
             whole = value
@@ -154,7 +167,7 @@ def _check_permission(server: Server, body: TokenizedChat) -> None:
 
 
 def _render(
-    tokenizer: Tokenizer,
+    server: Server,
     messages: list[dict[str, object]],
     arguments: dict[str, object],
     *,
@@ -162,6 +175,7 @@ def _render(
     add_special_tokens: bool,
     context: int | None,
 ) -> list[int]:
+    tokenizer = server.tokenizer
     text = tokenizer.render_chat(messages, **({**arguments, "tools": tools} if tools else arguments))
     if tools and text == tokenizer.render_chat(messages, **arguments):
         raise RequestInvalid(
@@ -169,4 +183,6 @@ def _render(
             param="tools",
             code="unsupported_parameter",
         )
+    if context is None:
+        check_text_length(text, max_model_len=server.max_model_len, param="messages")
     return tokenizer.encode(text, add_special_tokens, context=context)

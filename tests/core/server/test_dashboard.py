@@ -232,6 +232,18 @@ async def test_watchers_are_limited_and_leave_their_place(feeds, start) -> None:
     assert feed._latest == {}
 
 
+async def test_a_stream_ends_when_its_key_is_taken_away(feeds, start) -> None:
+    keys = ApiKeys([], [ApiKey.of("mine")])
+    client = await start(api_keys=keys)
+    headers = {"Authorization": "Bearer mine"}
+    async with client.session.get(f"{client.url}/dashboard/events", headers=headers) as response:
+        await next_event(response)
+        keys.replace([ApiKey.of("another")])
+        rest = await asyncio.wait_for(response.read(), 30)
+
+    assert rest.count(b"event: state") <= 1  # what was on its way
+
+
 async def test_streams_end_when_the_server_stops(client) -> None:
     runner = app.make_runner(app.build_app(client.server))
     await runner.setup()

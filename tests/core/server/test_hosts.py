@@ -20,7 +20,7 @@ def test_other_names_are_not(host: str) -> None:
     assert not is_meant(host, ("models.lan",))
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/health", "/nowhere"])
+@pytest.mark.parametrize("path", ["/v1/models", "/version", "/nowhere"])
 async def test_a_page_that_was_led_here_by_dns_gets_nothing(start, path: str) -> None:
     client = await start(allowed_hosts=())
 
@@ -46,3 +46,10 @@ async def test_an_offer_of_http2_is_no_reason_to_refuse(client) -> None:
     headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
 
     assert (await client.post("/v1/completions", {"prompt": "x"}, headers=headers)).status == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
+async def test_a_probe_may_ask_by_address(start, path: str) -> None:
+    client = await start(allowed_hosts=())
+
+    assert (await client.get(path, headers={"Host": "10.1.2.3:8000"})).status == 200

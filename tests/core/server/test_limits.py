@@ -175,3 +175,14 @@ async def test_what_would_wait_behind_too_many_is_sent_away(start, engine, strea
 
     assert [(reply.status, reply.error["code"]) for reply in replies] == [(503, "server_overloaded")] * 2
     assert replies[0].headers["Retry-After"] == "1"
+
+
+def test_what_runs_goes_on_to_count_when_the_limits_change(clock: Clock) -> None:
+    limiter = Limiter(clock)
+    with limiter.admit(limited(max_concurrent=1)):
+        changed = limited(max_concurrent=1, requests_per_minute=60)
+        with pytest.raises(Refused, match="requests at once: limit 1") as caught:
+            admit(limiter, changed)
+
+    assert caught.value.headers["x-ratelimit-limit-requests"] == "60"
+    assert admit(limiter, changed)["x-ratelimit-remaining-requests"] == "59"

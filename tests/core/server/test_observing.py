@@ -4,7 +4,8 @@ import asyncio
 
 from loramux.lora.hookspecs import RequestRecord, hookimpl
 from loramux.lora.plugin_manager import PluginConfig, PluginManager
-from loramux.server.auth import ApiKeys
+from loramux.server.auth import ApiKey, ApiKeys
+from loramux.server.principal import Principal
 from plugin_cases import entry_point
 
 
@@ -78,3 +79,24 @@ async def test_plugins_are_told_of_completions_alone(start) -> None:
     await client.post("/nowhere", {"prompt": "x"})
 
     assert records == []
+
+
+async def test_an_id_in_the_body_is_the_one_that_plugins_and_the_log_get(start) -> None:
+    client, records = await started(start)
+
+    reply = await client.complete(request_id="from-body")
+    chat = await client.chat(request_id="from-chat", stream=True)
+
+    assert [record.request_id for record in records] == ["from-body", "from-chat"]
+    assert [one.headers["X-Request-Id"] for one in (reply, chat)] == ["from-body", "from-chat"]
+
+
+async def test_a_key_that_lacks_a_scope_is_named_all_the_same(start, caplog) -> None:
+    principal = Principal("team-a", scopes=frozenset({"infer"}))
+    client = await start(api_keys=ApiKeys([ApiKey(ApiKey.of("key").digest, principal)]))
+    caplog.set_level("INFO", logger="loramux.access")
+
+    reply = await client.get("/metrics", headers={"Authorization": "Bearer key"})
+
+    assert reply.status == 403
+    assert "principal=team-a" in caplog.text
