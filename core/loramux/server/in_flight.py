@@ -69,7 +69,8 @@ class InFlight:
         self._is_over = True
         now = asyncio.get_running_loop().time()
         for limit in self._limits:
-            limit.reschedule(now)
+            if not limit.expired():  # who has been ended already, and is not out yet, cannot be ended again
+                limit.reschedule(now)
         await self._is_idle_within(farewell_seconds)
 
     async def _is_idle_within(self, seconds: float) -> bool:

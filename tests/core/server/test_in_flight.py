@@ -83,6 +83,26 @@ async def test_a_request_that_does_not_say_farewell_is_not_waited_for_forever() 
         await task
 
 
+async def test_a_request_that_is_late_in_saying_that_it_took_too_long_does_not_stop_the_end_of_others() -> None:
+    in_flight, is_ending, may_finish = InFlight(max_seconds=0), asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> None:
+        async with in_flight.admit():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                is_ending.set()
+                await may_finish.wait()
+
+    task = asyncio.create_task(slow_to_end())
+    await asyncio.wait_for(is_ending.wait(), SECOND)
+    await in_flight.drain(grace_seconds=0, farewell_seconds=0)
+
+    may_finish.set()
+    with pytest.raises(Refused):
+        await task
+
+
 async def test_a_stream_is_told_that_the_server_stops(client, engine) -> None:
     engine.hold_after = 3
     call = asyncio.create_task(client.complete(stream=True))
