@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import stat
 import tomllib
 from collections import Counter
@@ -77,7 +79,7 @@ class KeysFile:
     def read(cls, path: Path) -> KeysFile:
         """Read and check the file; raises ConfigInvalid, which names the key and the field, and repeats no value."""
         try:
-            return cls.parse(path, path.read_bytes())
+            return cls.parse(path, _content(path))
         except OSError as exc:
             raise ConfigInvalid(f"--keys-file {path}: cannot be read: {exc.strerror or exc}") from exc
 
@@ -118,12 +120,15 @@ class KeysFileReader:
         """Look every few seconds, until cancelled."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            await self.check()
+            try:
+                await self.check()
+            except Exception:  # a server that no longer sees changes would keep keys that were taken back
+                logger.exception("keys file cannot be checked, its keys stay as they are path=%s", self._path)
 
     async def check(self) -> None:
         """Look once; what was wrong with a file is logged once."""
         try:
-            content = await asyncio.to_thread(self._path.read_bytes)
+            content = await asyncio.to_thread(_content, self._path)
         except OSError as exc:
             if self._seen is not None:
                 logger.error("keys file cannot be read, its keys stay as they are path=%s: %s", self._path, exc)
@@ -153,6 +158,18 @@ async def following(file: KeysFile | None, keys: ApiKeys) -> AsyncIterator[None]
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def _content(path: Path) -> bytes:
+    """Read a regular file; raises OSError for anything else, such as a pipe, which could keep a thread for ever."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_together(path: Path, tables: list[_KeyTable]) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import os
 import re
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -119,6 +123,33 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
         KeysFile.read(tmp_path / "none")
 
 
+@contextlib.contextmanager
+def pipe_in_place_of(path: Path) -> Iterator[None]:
+    """Put a pipe there that nobody writes to; after a while somebody does, so that a failing test ends, too."""
+    path.unlink()
+    os.mkfifo(path)
+    writer = threading.Timer(5, path.write_bytes, (b"",))
+    writer.daemon = True
+    writer.start()
+    yield
+    writer.cancel()
+
+
+def test_a_pipe_is_no_keys_file(path: Path) -> None:
+    with pipe_in_place_of(path), pytest.raises(ConfigInvalid, match="cannot be read: it is no regular file"):
+        KeysFile.read(path)
+
+
+async def test_a_pipe_in_place_of_the_file_is_refused_and_keeps_no_thread(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = read(path, table())
+    with pipe_in_place_of(path):
+        await KeysFileReader(file, ApiKeys(of_file=file.keys)).check()
+
+    assert "keys file cannot be read" in caplog.text
+
+
 @pytest.mark.parametrize(("mode", "is_open"), [(0o600, False), (0o640, False), (0o644, True), (0o620, True)])
 def test_a_file_that_others_can_read_or_change_is_noticed(path: Path, mode: int, is_open: bool) -> None:
     file = read(path, table())
@@ -179,6 +210,27 @@ async def test_a_changed_file_is_noticed_while_the_server_runs(path: Path, monke
         write(path, table("team-b"))
         while getattr(keys.find(SECRET), "id", None) != "team-b":
             await asyncio.to_thread(path.stat)
+
+
+async def test_a_fault_while_looking_is_logged_and_does_not_end_the_watch(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys_file, "CHECK_SECONDS", 0)
+    file = read(path, table())
+    looks, has_looked_again = [], asyncio.Event()
+
+    async def check(self: KeysFileReader) -> None:
+        looks.append(self)
+        if len(looks) == 1:
+            raise RuntimeError("oops")
+        has_looked_again.set()
+
+    monkeypatch.setattr(KeysFileReader, "check", check)
+    async with following(file, ApiKeys(of_file=file.keys)):
+        await asyncio.wait_for(has_looked_again.wait(), 5)
+
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "oops" in caplog.text
 
 
 @pytest.mark.parametrize("broken", ["", "[[keys]]", None])
