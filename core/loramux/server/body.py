@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from loramux.errors import RequestInvalid
 from loramux.server.errors import LONGEST_SHOWN_VALUE, Refused, shown
+from loramux.server.state import SERVER
 
 BODY_TIMEOUT_SECONDS = 15
 DEEPEST_JSON = 32
@@ -35,12 +36,16 @@ async def read_object(request: web.Request) -> dict[str, object]:
         raise Refused("unsupported_encoding", "Compressed request bodies are not accepted.")
     if request.content_type != "application/json":
         raise Refused("unsupported_media_type", "Content-Type must be application/json.")
+    async with request.app[SERVER].in_flight.receive():
+        return parse_json_object(await _read(request))
+
+
+async def _read(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            raw = await request.read()
+            return await request.read()
     except TimeoutError as exc:
         raise Refused("body_timeout", f"The request body took longer than {BODY_TIMEOUT_SECONDS} seconds.") from exc
-    return parse_json_object(raw)
 
 
 def parse_json_object(raw: bytes) -> dict[str, object]:

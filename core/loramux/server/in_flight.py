@@ -15,7 +15,7 @@ from loramux.server.errors import Refused
 
 
 class InFlight:
-    """Count admitted requests; lives on the event loop. `max_seconds` is what each of them may take."""
+    """Count requests and bodies; lives on the event loop. `max_seconds` is what each admitted request may take."""
 
     def __init__(self, *, max_seconds: float | None = None) -> None:
         self._max_seconds = max_seconds
@@ -34,7 +34,21 @@ class InFlight:
         """Hold a place while a request is answered; raises Refused once the server is stopping."""
         if self.is_draining:
             raise draining()
-        limit = asyncio.timeout(self._max_seconds)
+        async with self._hold(self._max_seconds):
+            yield
+
+    @asynccontextmanager
+    async def receive(self) -> AsyncIterator[None]:
+        """Hold a place while a body is on its way, even once the server is stopping.
+
+        A client that still sends may never see an answer, so it is heard out first, and refused then.
+        """
+        async with self._hold(None):
+            yield
+
+    @asynccontextmanager
+    async def _hold(self, max_seconds: float | None) -> AsyncIterator[None]:
+        limit = asyncio.timeout(max_seconds)
         try:
             async with limit:
                 self._limits.add(limit)
@@ -42,7 +56,7 @@ class InFlight:
                 yield
         except TimeoutError:
             if limit.expired():
-                raise (draining() if self._is_over else _too_long(self._max_seconds)) from None
+                raise (draining() if self._is_over else _too_long(max_seconds)) from None
             raise
         finally:
             self._limits.discard(limit)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -176,3 +178,42 @@ async def test_a_request_that_is_cut_off_by_the_end_is_not_told_that_it_was_slow
     await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=SECOND)
 
     assert (await call).error["code"] == "server_draining"
+
+
+@contextlib.asynccontextmanager
+async def half_sent(client) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A request whose body has come as far as its first byte."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(client.url.rpartition(":")[2]))
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2"
+    try:
+        writer.write(f"{head}\r\n\r\n{{".encode())
+        async with asyncio.timeout(SECOND):
+            while not len(client.server.in_flight):  # noqa: ASYNC110 - nobody tells that a body has begun
+                await asyncio.sleep(0)
+        yield reader, writer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_body_that_is_on_its_way_is_heard_out_and_refused_then(client) -> None:
+    async with half_sent(client) as (reader, writer):
+        drain = asyncio.create_task(client.server.in_flight.drain(grace_seconds=SECOND, farewell_seconds=SECOND))
+        await asyncio.sleep(0)
+        assert not drain.done()
+        writer.write(b"}")
+        answer = await asyncio.wait_for(reader.read(), SECOND)
+        await drain
+
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"server_draining" in answer
+
+
+async def test_a_body_that_does_not_arrive_within_the_grace_period_is_answered_all_the_same(client) -> None:
+    async with half_sent(client) as (reader, _):
+        await client.server.in_flight.drain(grace_seconds=0, farewell_seconds=SECOND)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), SECOND)
+        body = await asyncio.wait_for(reader.readuntil(b"}}"), SECOND)
+
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"server_draining" in body
