@@ -81,6 +81,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
         *("--port", "0"),
         *("--api-key", "one", "two"),
         *("--allowed-hosts", "A", "b", "--allowed-hosts", "c.lan"),
+        *("--max-connections-per-client", "7"),
         *("--max-connections", "50", "--max-waiting", "9", "--request-timeout", "90", "--allow-python-parser"),
         *("--drain-delay", "1.5", "--grace", "30"),
         *("--lora-resolvers", "filesystem, hub"),
@@ -94,6 +95,7 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
 
     assert config.lora_modules == (LoRAModule("sql", "/sql"), LoRAModule("json", "/json"))
     assert (config.allowed_hosts, config.max_connections, config.allow_python_parser) == (("a", "b", "c.lan"), 50, True)
+    assert config.max_connections_per_client == 7
     assert (config.max_waiting, config.request_timeout_seconds) == (9, 90)
     assert config.stop == StopConfig(drain_delay_seconds=1.5, grace_seconds=30)
     assert (config.host, config.port, config.api_keys) == ("0.0.0.0", 0, ("one", "two"))
@@ -133,6 +135,7 @@ def test_runtime_updates_are_switched_by_the_environment(value: str, is_on: bool
         (["--enable-lora", "--allowed-lora-roots", "/nowhere"], "--allowed-lora-roots: '/nowhere' is no folder"),
         (["--enable-lora", "--allowed-lora-roots", "/"], "--allowed-lora-roots: '/' cannot be used: it is the root"),
         (["--max-connections", "0"], "--max-connections must be from 1 to 1000000, got 0"),
+        (["--max-connections-per-client", "0"], "--max-connections-per-client must be from 1 to 1000000, got 0"),
         (["--allowed-hosts", "http://a"], "--allowed-hosts: 'http://a' is no host name"),
         (["--keys-file", "/nowhere.toml"], "--keys-file /nowhere.toml: cannot be read"),
         (["--max-waiting", "0"], "--max-waiting must be at least 1, got 0"),

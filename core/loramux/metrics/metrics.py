@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from loramux.metrics.adapter_labels import MAX_ADAPTER_LABELS, AdapterLabels
 from loramux.metrics.adapter_series import AdapterSeries
+from loramux.metrics.connection_series import ConnectionSeries
 from loramux.metrics.gauges import gauges
 from loramux.metrics.request_series import RequestSeries
 from loramux.metrics.state import ServerState
@@ -40,6 +41,7 @@ class Metrics:
         self.turn_to_expose = asyncio.Lock()
         self.requests = RequestSeries(self._registry, AdapterLabels(max_adapter_labels))
         self.adapters = AdapterSeries(self._registry)
+        self.connections = ConnectionSeries(self._registry)
         self.event_loop_lag = Histogram(
             "loramux:event_loop_lag_seconds",
             "How late the event loop runs what is due.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loramux.server.connection_limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT
 from loramux.server.keys_file import KeysFile
 from loramux.server.shutdown import StopConfig
 
@@ -32,7 +33,14 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
         help="names that requests may use in their Host header, besides those of loopback; any, where --host is public",
     )
     group.add_argument(
-        "--max-connections", type=int, default=2000, metavar="N", help="open connections at once (%(default)s)"
+        "--max-connections", type=int, default=MAX_CONNECTIONS, metavar="N", help="open at once (%(default)s)"
+    )
+    group.add_argument(
+        "--max-connections-per-client",
+        type=int,
+        default=MAX_CONNECTIONS_PER_CLIENT,
+        metavar="N",
+        help="open at once from one address, but for loopback (%(default)s)",
     )
     group.add_argument(
         "--max-waiting", type=int, default=4096, metavar="N", help="sequences waiting for the engine (%(default)s)"
@@ -70,6 +78,7 @@ def read_access(arguments: argparse.Namespace, environment: Mapping[str, str]) -
         "is_insecure": arguments.insecure,
         "allowed_hosts": tuple(host.lower() for host in arguments.allowed_hosts),
         "max_connections": arguments.max_connections,
+        "max_connections_per_client": arguments.max_connections_per_client,
         "max_waiting": arguments.max_waiting,
         "request_timeout_seconds": arguments.request_timeout,
         "allow_python_parser": arguments.allow_python_parser,

@@ -24,7 +24,8 @@ from loramux.server.auth import check_access
 from loramux.server.chat import create_chat_completion
 from loramux.server.chat_protocol import ChatCompletionRequest
 from loramux.server.completions import create_completion
-from loramux.server.connection import MAX_CONNECTIONS, Runner
+from loramux.server.connection import Runner
+from loramux.server.connection_limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT, ConnectionLimits
 from loramux.server.dashboard import send_updates, show_dashboard, show_state
 from loramux.server.dashboard_feed import FEED, DashboardFeed
 from loramux.server.errors import ErrorReply, describe, describe_http
@@ -106,11 +107,18 @@ def _add_routes(routes: Routes, server: Server) -> None:
         routes.get("/v1/explain_lora_adapter", explain_adapter, needs="admin", query=("lora_name",))
 
 
-def make_runner(app: web.Application, *, max_connections: int = MAX_CONNECTIONS) -> web.AppRunner:
+def make_runner(
+    app: web.Application,
+    *,
+    max_connections: int = MAX_CONNECTIONS,
+    max_per_client: int = MAX_CONNECTIONS_PER_CLIENT,
+) -> web.AppRunner:
     """Make what serves the application: a client that leaves cancels its handler, and bodies are never inflated."""
+    series = app[SERVER].metrics.connections
     return Runner(
         app,
-        max_connections=max_connections,
+        limits=ConnectionLimits(series, max_connections=max_connections, max_per_client=max_per_client),
+        probed={route.path for route in app[ROUTES] if route.needs == "public"},
         handler_cancellation=True,
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=SHUTDOWN_SECONDS,

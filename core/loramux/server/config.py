@@ -13,6 +13,7 @@ from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
 from loramux.lora.plugin_manager import PluginConfig
+from loramux.server.connection_limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT
 from loramux.server.hosts import is_loopback
 from loramux.server.keys_file import KeysFile
 from loramux.server.log_format import LogFormat
@@ -61,7 +62,8 @@ class ServerConfig:
     keys_file: KeysFile | None = None
     is_insecure: bool = False
     allowed_hosts: tuple[str, ...] = ()
-    max_connections: int = 2000
+    max_connections: int = MAX_CONNECTIONS
+    max_connections_per_client: int = MAX_CONNECTIONS_PER_CLIENT
     max_waiting: int = 4096
     request_timeout_seconds: float | None = None
     allow_python_parser: bool = False
@@ -80,8 +82,12 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigInvalid(f"--port must be from 0 to 65535, got {self.port}")
-        if not 1 <= self.max_connections <= 1_000_000:
-            raise ConfigInvalid(f"--max-connections must be from 1 to 1000000, got {self.max_connections}")
+        for flag, number in (
+            ("--max-connections", self.max_connections),
+            ("--max-connections-per-client", self.max_connections_per_client),
+        ):
+            if not 1 <= number <= 1_000_000:
+                raise ConfigInvalid(f"{flag} must be from 1 to 1000000, got {number}")
         if self.max_waiting < 1:
             raise ConfigInvalid(f"--max-waiting must be at least 1, got {self.max_waiting}")
         if self.request_timeout_seconds is not None and not 0 < self.request_timeout_seconds <= 86_400:

@@ -98,7 +98,11 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         stored_nbytes = None if store is None else store.nbytes
         screen = StartScreen(parts.engine.summary, config, statuses, url_of(config.host, listener), stored_nbytes)
         server = _server(parts, registry, api_keys, facts=tuple(screen.lines()))
-        runner = make_runner(build_app(server), max_connections=config.max_connections)
+        runner = make_runner(
+            build_app(server),
+            max_connections=config.max_connections,
+            max_per_client=config.max_connections_per_client,
+        )
         await runner.setup()
         try:
             first_signal = expect_signal()
