@@ -179,7 +179,7 @@ def test_the_command_of_the_documents_makes_a_key_and_its_digest(path: Path) -> 
     ran = subprocess.run(["sh", "-c", f'{command}\necho "$KEY"'], capture_output=True, text=True, check=True)
 
     digest, _, key = ran.stdout.split()
-    assert len(key) >= 40
+    assert len(key) >= 32  # 43 characters less the few that are left out
     assert ApiKeys.from_keys([], read(path, table(sha256=digest)).keys).find(key) is not None
 
 
