@@ -17,7 +17,7 @@ from loramux.errors import ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
-from loramux.server.launch import EvictionRelay
+from loramux.server.startup.launch import EvictionRelay
 from served_engine import ServedEngine, serve_engine
 from tiny_engines import engine_args, kv_bytes
 from tiny_models import build_adapter

@@ -19,9 +19,9 @@ from loramux.lora.plugin_hooks import PluginHooks
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.metrics.metrics import Metrics
 from loramux.server.app import build_app, make_runner
-from loramux.server.launch import EvictionRelay
+from loramux.server.inference.vocabulary import Vocabulary
+from loramux.server.startup.launch import EvictionRelay
 from loramux.server.state import Server
-from loramux.server.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ from loramux import AsyncLLMEngine, EngineArgs, SamplingParams
 from loramux.adapters.registry import AdapterRegistry
 from loramux.adapters.resolver_chain import ResolverChain
 from loramux.server.app import build_app, make_runner
+from loramux.server.inference.vocabulary import Vocabulary
 from loramux.server.state import Server
-from loramux.server.vocabulary import Vocabulary
 
 PROMPT = "hello"
 END = "<end>"

@@ -15,7 +15,8 @@ from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
 from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
 from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
-from loramux.server.arguments import (
+from loramux.server.observing.log_format import configure_logging
+from loramux.server.startup.arguments import (
     STORE_VARIABLE,
     add_resolver_arguments,
     add_serve_arguments,
@@ -23,9 +24,8 @@ from loramux.server.arguments import (
     read_plugin_config,
     read_server_config,
 )
-from loramux.server.config import StoreConfig
-from loramux.server.log_format import configure_logging
-from loramux.server.lora_modules import refuse_missing_folders
+from loramux.server.startup.config import StoreConfig
+from loramux.server.startup.lora_modules import refuse_missing_folders
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     config = read_server_config(arguments, os.environ)
     refuse_missing_folders(config.lora_modules)
-    from loramux.server.launch import serve  # imports torch: not before the arguments are known to be good
+    from loramux.server.startup.launch import serve  # imports torch: not before the arguments are known to be good
 
     return serve(config)
 

@@ -23,11 +23,11 @@ from loramux.errors import ResolverFailed
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
+from loramux.server.access.auth import ApiKeys
 from loramux.server.app import build_app, make_runner
-from loramux.server.auth import ApiKeys
-from loramux.server.dashboard_state import MAX_SHOWN
+from loramux.server.inference.vocabulary import Vocabulary
+from loramux.server.operations.dashboard_state import MAX_SHOWN
 from loramux.server.state import Server
-from loramux.server.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.browser
 

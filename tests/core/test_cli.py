@@ -11,9 +11,9 @@ import loramux
 from loramux.cli import _build_parser, main
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid
-from loramux.server.arguments import read_server_config
-from loramux.server.config import LoRAModule, ServerConfig
-from loramux.server.shutdown import StopConfig
+from loramux.server.startup.arguments import read_server_config
+from loramux.server.startup.config import LoRAModule, ServerConfig
+from loramux.server.startup.shutdown import StopConfig
 
 
 @pytest.fixture(autouse=True)

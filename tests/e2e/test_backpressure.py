@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from loramux import AsyncLLMEngine
-from loramux.server import streaming
-from loramux.server.streaming import StreamTimes
+from loramux.server.inference import streaming
+from loramux.server.inference.streaming import StreamTimes
 from served_engine import serve_engine
 from tiny_engines import engine_args
 

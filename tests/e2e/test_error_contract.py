@@ -22,9 +22,9 @@ from schemathesis.generation import GenerationMode
 
 from api_requests import Api, any_requests, broken_http
 from error_contract import CANARY, Census
-from loramux.server.auth import ApiKey, ApiKeys
-from loramux.server.name_glob import NameGlob
-from loramux.server.principal import Principal
+from loramux.server.access.auth import ApiKey, ApiKeys
+from loramux.server.access.name_glob import NameGlob
+from loramux.server.access.principal import Principal
 from served_engine import ServedEngine
 from served_thread import fill_with_adapters, serving_thread
 from wire import Answer, Wire, render

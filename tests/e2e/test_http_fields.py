@@ -16,7 +16,7 @@ from loramux.adapters.disk_store import DiskStore
 from loramux.adapters.materializer import Materializer
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME
-from loramux.server.adapter_defaults import DefaultsCache
+from loramux.server.inference.adapter_defaults import DefaultsCache
 from remote_cases import Shelf, Upload
 from served_engine import ServedEngine, serve_engine
 

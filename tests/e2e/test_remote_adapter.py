@@ -18,7 +18,7 @@ from loramux.adapters.materializer import Materializer
 from loramux.lora.plugin_manager import ActiveResolver
 from loramux.lora.remote import CONFIG_NAME, WEIGHTS_NAME
 from loramux.lora.resolver_policy import ResolverPolicy
-from loramux.server.launch import EvictionRelay
+from loramux.server.startup.launch import EvictionRelay
 from remote_cases import Shelf, Upload
 from served_engine import ServedEngine, serve_engine
 

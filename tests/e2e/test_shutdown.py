@@ -70,7 +70,7 @@ def test_the_first_signal_ends_every_stream_with_an_error_and_the_process_with_z
         assert "shutting down" in reader.error.message
     log = served.log.read_text()
     assert "Traceback" not in log
-    assert log.splitlines()[-1].endswith("loramux.server.launch: stopped")
+    assert log.splitlines()[-1].endswith("loramux.server.startup.launch: stopped")
 
 
 async def test_sigterm_leaves_the_door_open_for_a_while_but_says_so(endless_llama: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from loramux.adapters.store_layout import StoreLayout
 from loramux.adapters.store_refs import NamedRef, named_refs
 from loramux.commands.printing import add_row, console, print_json, size, table
 from loramux.errors import ConfigInvalid
-from loramux.server.config import StoreConfig
+from loramux.server.startup.config import StoreConfig
 
 _SHOWN_DIGITS = 12
 

@@ -9,10 +9,27 @@ from aiohttp.typedefs import Handler
 
 from loramux import __version__
 from loramux.errors import LoramuxError
-from loramux.server import health, openapi
-from loramux.server.access_log import ACCESS_LOG, AccessLogger, ConnectionLogger
-from loramux.server.adapter_list import list_adapters
-from loramux.server.adapters import (
+from loramux.server.access.auth import check_access
+from loramux.server.access.hosts import check_host
+from loramux.server.access.limits import RATE_HEADERS, limit_requests
+from loramux.server.connection import Runner
+from loramux.server.connection_limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT, ConnectionLimits
+from loramux.server.errors import ErrorReply, describe, describe_http
+from loramux.server.inference.chat import create_chat_completion
+from loramux.server.inference.chat_protocol import ChatCompletionRequest
+from loramux.server.inference.completions import create_completion
+from loramux.server.inference.model_choice import choice_of
+from loramux.server.inference.models import get_model, list_models
+from loramux.server.inference.protocol import CompletionRequest
+from loramux.server.inference.tokenize import DetokenizeRequest, TokenizeBody, detokenize, tokenize
+from loramux.server.observing.access_log import ACCESS_LOG, AccessLogger, ConnectionLogger
+from loramux.server.observing.event_loop_lag import watch_event_loop
+from loramux.server.observing.exchange import note_error
+from loramux.server.observing.observe import observe
+from loramux.server.operations import health, openapi
+from loramux.server.operations.adapter_list import list_adapters
+from loramux.server.operations.adapter_protocol import LoadAdapterRequest, MoveAliasRequest, WhichAdapterRequest
+from loramux.server.operations.adapters import (
     explain_adapter,
     load_adapter,
     move_alias,
@@ -20,34 +37,13 @@ from loramux.server.adapters import (
     unload_adapter,
     unpin_adapter,
 )
-from loramux.server.auth import check_access
-from loramux.server.chat import create_chat_completion
-from loramux.server.chat_protocol import ChatCompletionRequest
-from loramux.server.completions import create_completion
-from loramux.server.connection import Runner
-from loramux.server.connection_limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_CLIENT, ConnectionLimits
-from loramux.server.dashboard import send_updates, show_dashboard, show_state
-from loramux.server.dashboard_feed import FEED, DashboardFeed
-from loramux.server.errors import ErrorReply, describe, describe_http
-from loramux.server.event_loop_lag import watch_event_loop
-from loramux.server.exchange import note_error
-from loramux.server.hosts import check_host
-from loramux.server.limits import RATE_HEADERS, limit_requests
-from loramux.server.model_choice import choice_of
-from loramux.server.models import get_model, list_models
-from loramux.server.observing import observe
-from loramux.server.protocol import (
-    CompletionRequest,
-    LoadAdapterRequest,
-    MoveAliasRequest,
-    WhichAdapterRequest,
-)
+from loramux.server.operations.dashboard import send_updates, show_dashboard, show_state
+from loramux.server.operations.dashboard_feed import FEED, DashboardFeed
+from loramux.server.operations.scrape import show_metrics
 from loramux.server.request_id import HEADER as REQUEST_ID_HEADER
 from loramux.server.request_id import request_id_of
 from loramux.server.routes import EVENTS, HTML, JSON, ROUTES, TEXT, Routes
-from loramux.server.scrape import show_metrics
 from loramux.server.state import SERVER, Server
-from loramux.server.tokenize import DetokenizeRequest, TokenizeBody, detokenize, tokenize
 
 MAX_BODY_BYTES = 4 * 1024**2
 KEEPALIVE_SECONDS = 30  # also how long a client may take to send its headers; aiohttp's own default is an hour

@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
-from loramux.server.principal import Scope
+from loramux.server.access.principal import Scope
 
 Access = Scope | Literal["public", "any key"]
 """Who may ask: everybody, whoever has a key, or whoever's key has this scope."""

@@ -19,13 +19,13 @@ from loramux.metrics.metrics import Metrics
 from loramux.metrics.state import EngineState
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
-from loramux.server.adapter_defaults import DefaultsCache
-from loramux.server.auth import ApiKeys
+from loramux.server.access.auth import ApiKeys
+from loramux.server.access.limits import Limiter
 from loramux.server.in_flight import InFlight
-from loramux.server.limits import Limiter
-from loramux.server.streaming import StreamTimes
-from loramux.server.traffic import Traffic
-from loramux.server.vocabulary import Vocabulary
+from loramux.server.inference.adapter_defaults import DefaultsCache
+from loramux.server.inference.streaming import StreamTimes
+from loramux.server.inference.vocabulary import Vocabulary
+from loramux.server.observing.traffic import Traffic
 from loramux.structured_outputs import StructuredOutputsParams
 
 

@@ -21,8 +21,8 @@ from loramux.lora.request import LoRARequest
 from loramux.lora.resolver import LoRAResolver
 from loramux.metrics.metrics import Metrics
 from loramux.server.app import build_app, make_runner
+from loramux.server.inference.vocabulary import Vocabulary
 from loramux.server.state import Server
-from loramux.server.vocabulary import Vocabulary
 
 
 class FoundResolver(LoRAResolver):

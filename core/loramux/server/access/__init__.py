@@ -1,0 +1,1 @@
+"""Who gets in, as whom, and how much of the server each caller may have."""

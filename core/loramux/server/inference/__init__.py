@@ -1,0 +1,1 @@
+"""What clients ask for: completions, chats, models and tokens, from the body to the answer."""

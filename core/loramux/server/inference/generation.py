@@ -1,0 +1,176 @@
+"""Run one request's prompts in the engine at once and hand their outputs over as they grow.
+
+Outputs are cumulative, so the latest one of a prompt replaces those that were not taken yet: a client that reads
+slowly gets fewer, larger pieces and holds up neither the engine nor memory. Leaving the context, for whatever reason,
+aborts what still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from loramux.errors import EngineDead, EngineOverloaded
+from loramux.lora.request import LoRARequest
+from loramux.outputs import CompletionOutput, RequestOutput
+from loramux.sampling_params import SamplingParams
+from loramux.server.access.auth import principal_of
+from loramux.server.inference.model_choice import ModelChoice
+from loramux.server.inference.prompts import Prompt
+from loramux.server.inference.protocol import GenerationRequest
+from loramux.server.observing.exchange import note_output
+from loramux.server.request_id import request_id_of
+from loramux.server.state import SERVER, Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that the engine is asked for one HTTP request; every prompt has `sampling_params.n` answers.
+
+    `created` is in Unix seconds. `tenant` is whose share of the queue it takes; prompts of another `cache_salt` are
+    never reused for it.
+    """
+
+    request_id: str
+    prompts: Sequence[list[int]]
+    sampling_params: SamplingParams
+    lora_request: LoRARequest | None
+    created: int = 0
+    tenant: str | None = None
+    cache_salt: str | None = None
+
+
+def new_job(
+    request: web.Request,
+    body: GenerationRequest,
+    prompts: Sequence[Prompt],
+    sampling_params: SamplingParams,
+    model: ModelChoice,
+) -> Job:
+    """Bring together what a checked request asks of the engine; raises EngineOverloaded when too much waits there."""
+    server = request.app[SERVER]
+    if (num_waiting := server.engine.num_waiting) >= server.max_waiting:
+        raise EngineOverloaded(f"{num_waiting} sequences are waiting already")
+    return Job(
+        request_id_of(request),
+        [prompt.token_ids for prompt in prompts],
+        sampling_params,
+        model.lora_request,
+        created=int(time.time()),
+        tenant=principal_of(request).id,
+        cache_salt=_salt_of(principal_of(request).id, body.cache_salt),
+    )
+
+
+def _salt_of(tenant: str | None, salt: str | None) -> str | None:
+    """Keep the cached prefixes of each key apart: the salt that a client sends can only narrow who shares them."""
+    return salt if tenant is None else f"{tenant} {salt or ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The state of one prompt."""
+
+    prompt_index: int
+    output: RequestOutput
+
+
+class _Mailbox:
+    """The latest output of each prompt that was not taken yet, and how the prompts ended."""
+
+    def __init__(self, num_prompts: int) -> None:
+        self._latest: dict[int, RequestOutput] = {}
+        self._num_running = num_prompts
+        self._failure: Exception | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, prompt_index: int, output: RequestOutput) -> None:
+        self._latest[prompt_index] = output
+        self._changed.set()
+
+    def finish(self, failure: Exception | None) -> None:
+        self._num_running -= 1
+        self._failure = self._failure or failure
+        self._changed.set()
+
+    async def updates(self) -> AsyncIterator[Update]:
+        while self._num_running or self._latest:
+            await self._changed.wait()
+            self._changed.clear()
+            latest, self._latest = self._latest, {}
+            for prompt_index, output in latest.items():
+                yield Update(prompt_index, output)
+            if self._failure is not None:
+                raise self._failure
+
+
+@asynccontextmanager
+async def running(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Update]]:
+    """Start the job; iterate what this gives for its updates. The first failure of a prompt is raised there."""
+    mailbox = _Mailbox(len(job.prompts))
+    tasks = [asyncio.create_task(_run_prompt(engine, job, index, mailbox)) for index in range(len(job.prompts))]
+    try:
+        yield mailbox.updates()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def growing_answers(engine: Engine, job: Job) -> AsyncGenerator[tuple[Update, CompletionOutput], None]:
+    """Run the job and give each answer whenever its prompt has news; one that has ended comes once and no more."""
+    ended: set[tuple[int, int]] = set()
+    async with running(engine, job) as updates:
+        async for update in updates:
+            for answer in update.output.outputs:
+                place = (update.prompt_index, answer.index)
+                if place not in ended:
+                    yield update, answer
+                if answer.finished:
+                    ended.add(place)
+
+
+async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
+    """Run the job to its end; the final output of each prompt, in their order."""
+    final: dict[int, RequestOutput] = {}
+    async with running(engine, job) as updates:
+        async for update in updates:
+            final[update.prompt_index] = update.output
+    return [final[index] for index in range(len(job.prompts))]
+
+
+async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -> None:
+    failure: Exception | None = None
+    request_id = f"{job.request_id}-{uuid.uuid4().hex[:8]}-{index}"  # a client may send one id twice
+    outputs = engine.generate(
+        job.prompts[index],
+        job.sampling_params,
+        request_id,
+        job.lora_request,
+        tenant=job.tenant,
+        cache_salt=job.cache_salt,
+    )
+    try:
+        async for output in outputs:
+            note_output(index, output)
+            _raise_if_broken(output)
+            mailbox.put(index, output)
+    except Exception as exc:  # handed over to the request's own task, which raises it
+        failure = exc
+    finally:
+        if isinstance(outputs, AsyncGenerator):
+            await outputs.aclose()
+    mailbox.finish(failure)
+
+
+def _raise_if_broken(output: RequestOutput) -> None:
+    if output.error is not None:
+        raise output.error
+    if any(answer.finish_reason == "abort" for answer in output.outputs):
+        raise EngineDead("the request was aborted")

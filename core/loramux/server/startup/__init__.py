@@ -1,0 +1,1 @@
+"""`loramux serve`: from arguments to a server that answers, and from a signal to its end."""
