@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from loramux.server.inference import generation
+from loramux.server.inference.generation import fair_pause
+
+
+@pytest.mark.parametrize(("num_answers", "seconds"), [(0, 0.0), (1, 0.0), (9, 0.0), (10, 0.002), (200, 0.04)])
+def test_only_where_many_are_answered_is_each_looked_at_less_often(num_answers: int, seconds: float) -> None:
+    assert fair_pause(range(num_answers)) == seconds
+
+
+async def test_the_end_of_an_answer_waits_for_nobody(client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "MAX_LOOKS_PER_SECOND", 1e-9)  # a second look would come after years
+
+    reply = await client.complete(max_tokens=1, stream=True)
+
+    assert reply.events[-1] == "[DONE]"
+
+
+async def test_a_stream_that_pauses_loses_nothing(client, engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "SHORTEST_PAUSE_SECONDS", 0.0)
+    whole = (await client.complete()).json["choices"][0]["text"]
+
+    events = (await client.complete(stream=True)).events[:-1]
+
+    assert "".join(event["choices"][0]["text"] for event in events) == whole
