@@ -162,6 +162,7 @@ async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
 async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -> None:
     failure: Exception | None = None
     request_id = f"{job.request_id}-{uuid.uuid4().hex[:8]}-{index}"  # a client may send one id twice
+    clock = asyncio.get_running_loop().time
     outputs = engine.generate(
         job.prompts[index],
         job.sampling_params,
@@ -171,18 +172,27 @@ async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -
         cache_salt=job.cache_salt,
     )
     try:
+        looked_at = clock()
         async for output in outputs:
             note_output(index, output)
             _raise_if_broken(output)
             mailbox.put(index, output)
-            if not output.finished and (pause := job.pause_seconds()):
-                await asyncio.sleep(pause)
+            if not output.finished:
+                await _pause(job.pause_seconds(), since=looked_at)
+            looked_at = clock()
     except Exception as exc:  # handed over to the request's own task, which raises it
         failure = exc
     finally:
         if isinstance(outputs, AsyncGenerator):
             await outputs.aclose()
     mailbox.finish(failure)
+
+
+async def _pause(seconds: float, *, since: float) -> None:
+    """Let the rest of a pause pass; the engine's own steps may have taken longer."""
+    rest = seconds - (asyncio.get_running_loop().time() - since)
+    if rest > 0:
+        await asyncio.sleep(rest)
 
 
 def _raise_if_broken(output: RequestOutput) -> None:
