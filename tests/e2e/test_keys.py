@@ -35,7 +35,8 @@ async def test_keys_hosts_and_limits_are_in_force_and_a_changed_file_is_noticed(
                     return reply.status
 
             assert [await get("/health"), await get("/version"), await get("/v1/models", "other")] == [200, 401, 401]
-            assert [await get("/health", host=host) for host in ("models.lan", "evil.example")] == [200, 403]
+            hosts = ("models.lan", "evil.example")
+            assert [await get("/version", "watcher", host) for host in hosts] == [200, 403]
             assert [await get("/v1/models", key) for key in ("team", "watcher")] == [200, 403]
             assert [await get("/metrics", key) for key in ("team", "watcher")] == [403, 200]
             assert [await get("/v1/models", "team") for _ in range(3)] == [200, 200, 429]
