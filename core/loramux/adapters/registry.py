@@ -130,15 +130,6 @@ class AdapterRegistry:
         """Whether the plugins let this principal use what goes by this name."""
         return self._hooks.authorize(principal, name)
 
-    def adapters_for(self, principal: str | None) -> list[ServedAdapter]:
-        """Return what the principal may use of all that is loaded, in load order."""
-        return [served for served in self.adapters() if self._hooks.authorize(principal, served.name)]
-
-    def aliases_for(self, principal: str | None) -> dict[str, str]:
-        """Return the aliases that the principal may use, with what they stand for."""
-        aliases = self.aliases.items().items()
-        return {alias: target for alias, target in aliases if self._hooks.authorize(principal, alias)}
-
     def is_at_hand(self, name: str) -> bool:
         """Whether a name, or what it stands for, is in memory or on its way there: asking for it costs nothing more."""
         target = self.aliases.target_of(name)

@@ -32,29 +32,26 @@ async def get_model(request: web.Request) -> web.Response:
 
 
 def _cards(request: web.Request) -> dict[str, Json]:
-    server, principal = request.app[SERVER], principal_of(request)
-    names = [
-        *server.base_model_names,
-        *(adapter.name for adapter in server.registry.adapters_for(principal.id)),
-        *server.registry.aliases_for(principal.id),
-    ]
+    server = request.app[SERVER]
+    adapters = [adapter.name for adapter in server.registry.adapters()]
+    names = [*server.base_model_names, *adapters, *server.registry.aliases.items()]
     return {name: card for name in names if (card := _card(request, name)) is not None}
 
 
 def _card(request: web.Request, name: str) -> Json | None:
-    """Describe one model; None for what is not served, or not for this caller."""
+    """Describe one model; None for what is not served, or not for this caller. An alias is no way past the plugins."""
     server, principal = request.app[SERVER], principal_of(request)
-    target = server.registry.aliases.target_of(name)
-    if not may_use(server, principal, name):
+    registry, target = server.registry, server.registry.aliases.target_of(name)
+    asked_of_plugins = {name, target}.difference(server.base_model_names)
+    if not may_use(server, principal, name) or not all(registry.allows(principal.id, one) for one in asked_of_plugins):
         return None
     shows_places = "admin" in principal.scopes
     if target in server.base_model_names:
         card = _base_card(server, target, shows_places=shows_places)
-    else:
-        served = server.registry.current(target)
-        if served is None or not server.registry.allows(principal.id, name):
-            return None
+    elif (served := registry.current(target)) is not None:
         card = _adapter_card(served, shows_places=shows_places)
+    else:
+        return None
     return card if name == target else {**card, "id": name, "parent": target}
 
 

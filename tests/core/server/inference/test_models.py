@@ -100,3 +100,20 @@ async def test_a_source_that_is_down_is_a_503_that_is_retried(client) -> None:
     assert (reply.status, reply.error["code"]) == (503, "adapter_source_unavailable")
     assert reply.headers["Retry-After"] == "8"
     assert "secret-bucket" not in reply.text
+
+
+async def test_an_alias_is_listed_where_the_plugins_allow_it_and_what_it_stands_for(
+    client, registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.complete(model="found/sql")
+    registry.move_alias("prod", "found/sql")
+    registry.move_alias("default", "base")
+
+    def ids(reply) -> list[str]:
+        return [card["id"] for card in reply.json["data"]][2:]
+
+    assert ids(await client.get("/v1/models")) == ["found/sql", "prod", "default"]
+    cases = {"found/sql": ["default"], "prod": ["found/sql", "default"], "default": ["found/sql", "prod"]}
+    for refused, left in cases.items():
+        monkeypatch.setattr(registry._hooks, "authorize", lambda _, name, refused=refused: name != refused)
+        assert ids(await client.get("/v1/models")) == left
