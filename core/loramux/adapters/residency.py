@@ -15,3 +15,10 @@ class Residency:
 
     tier: Tier
     is_pinned: bool
+
+
+def shown_residency(residency: Residency | None) -> dict[str, object]:
+    """Say it to operators; what is not in memory is on the disk, and is not pinned."""
+    if residency is None:
+        return {"tier": "disk", "pinned": False}
+    return {"tier": residency.tier, "pinned": residency.is_pinned}

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Tier = Literal["slot", "host", "disk"]
 Transition = Literal["source_to_disk", "disk_to_host", "host_to_slot"]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from aiohttp import web
 
 from loramux.adapters.generations import GenerationUse
+from loramux.adapters.residency import shown_residency
 from loramux.server.state import SERVER, Server
 
 
@@ -39,15 +40,13 @@ class AdapterRows:
     def row(self, use: GenerationUse) -> dict[str, object]:
         """Describe one generation."""
         served = use.served
-        residency = self.residencies.get(served.id)
         return {
             "lora_name": served.name,
             "lora_int_id": served.id,
             "generation": served.id,
             "current": use.is_current,
             "digest": served.digest,
-            "tier": self.tier_of(use),
-            "pinned": residency is not None and residency.is_pinned,
+            **shown_residency(self.residencies.get(served.id)),
             "source": served.resolver if served.origin == "resolver" else served.origin,
             "root": served.root,
             "revision": served.revision or None,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from loramux.adapters.residency import shown_residency
 from loramux.adapters.served_adapter import ServedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, RequestInvalid
 from loramux.server.body import read_body
@@ -140,15 +141,8 @@ async def _read_which(request: web.Request, *, to: str) -> _Which:
 
 
 def _residence(server: Server, adapter: ServedAdapter) -> web.Response:
-    residency = server.engine.residency(adapter.id)
-    return web.json_response(
-        {
-            "lora_name": adapter.name,
-            "lora_int_id": adapter.id,
-            "tier": "disk" if residency is None else residency.tier,
-            "pinned": residency is not None and residency.is_pinned,
-        }
-    )
+    where = shown_residency(server.engine.residency(adapter.id))
+    return web.json_response({"lora_name": adapter.name, "lora_int_id": adapter.id, **where})
 
 
 def _may_load(path: str, allowed_roots: tuple[Path, ...] | None) -> bool:
