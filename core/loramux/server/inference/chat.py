@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -13,19 +14,16 @@ from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.server.body import read_body
 from loramux.server.errors import Refused
-from loramux.server.inference.adapter_defaults import AdapterDefaults, defaults_of, naming_defaults
-from loramux.server.inference.answer_format import compile_format
+from loramux.server.inference.adapter_defaults import AdapterDefaults
+from loramux.server.inference.answering import answer_request, settle
 from loramux.server.inference.chat_protocol import ChatCompletionRequest
 from loramux.server.inference.chat_tools import ToolUse
-from loramux.server.inference.generation import Job, collect, growing_answers, new_job
-from loramux.server.inference.json_body import respond
+from loramux.server.inference.generation import Job, growing_answers, new_job
 from loramux.server.inference.model_choice import choose_model
 from loramux.server.inference.pieces import AnswerCursor, Piece, chat_logprobs, prompt_logprobs, usage
 from loramux.server.inference.prompts import Cut, Prompt, chat_prompt, check_fits
-from loramux.server.inference.streaming import Event, stream_events
+from loramux.server.inference.streaming import Event
 from loramux.server.inference.tool_calls import CallPiece, whole_calls
-from loramux.server.observing.exchange import note_request_id
-from loramux.server.request_id import adopt_request_id
 from loramux.server.state import SERVER, Server
 
 NO_CHAT_TEMPLATE = "no_chat_template"
@@ -36,16 +34,7 @@ Json = dict[str, object]
 
 async def create_chat_completion(request: web.Request) -> web.StreamResponse:
     """Answer POST /v1/chat/completions."""
-    server = request.app[SERVER]
-    body = await read_body(request, ChatCompletionRequest)
-    adopt_request_id(request, body.request_id)
-    note_request_id(request)
-    if body.stream:
-        events = _events(request, body)
-        return await stream_events(request, events, server.in_flight, times=server.stream_times)
-    async with server.in_flight.admit(), _prepared(request, body) as chat:
-        outputs = await collect(server.engine, chat.job)
-        return await respond(lambda: chat.whole(outputs), outputs)
+    return await answer_request(request, await read_body(request, ChatCompletionRequest), _prepared, _events)
 
 
 @asynccontextmanager
@@ -55,11 +44,12 @@ async def _prepared(request: web.Request, body: ChatCompletionRequest) -> AsyncI
     tools = ToolUse.of(body)
     _sampling_params(body, tools)  # what is wrong by itself is refused before a model is looked for
     async with choose_model(request, body.model) as model:
-        defaults = await defaults_of(model.served, server.adapter_defaults)
-        with naming_defaults(defaults):
-            sampling_params = _sampling_params(body, tools, defaults)
-        held_to, param = sampling_params.structured_outputs, body.format_param if tools.is_free else "tools"
-        await compile_format(server.engine.check_structured_outputs, held_to, param=param)
+        sampling_params, defaults = await settle(
+            server,
+            model.served,
+            partial(_sampling_params, body, tools),
+            format_param=body.format_param if tools.is_free else "tools",
+        )
         num_answer = 1 if sampling_params.max_tokens is None else sampling_params.max_tokens
         cut = Cut.of(body, server.max_model_len - num_answer)
         prompt = await _prompt(server, body, defaults, cut)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 
@@ -12,10 +13,9 @@ from loramux.errors import RequestInvalid
 from loramux.outputs import CompletionOutput, RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.server.body import read_body
-from loramux.server.inference.adapter_defaults import AdapterDefaults, defaults_of, naming_defaults
-from loramux.server.inference.answer_format import compile_format
-from loramux.server.inference.generation import Job, collect, growing_answers, new_job
-from loramux.server.inference.json_body import respond
+from loramux.server.inference.adapter_defaults import AdapterDefaults
+from loramux.server.inference.answering import answer_request, settle
+from loramux.server.inference.generation import Job, growing_answers, new_job
 from loramux.server.inference.model_choice import choose_model
 from loramux.server.inference.pieces import (
     AnswerCursor,
@@ -27,24 +27,13 @@ from loramux.server.inference.pieces import (
 )
 from loramux.server.inference.prompts import Prompt, check_fits, completion_prompts, parse_prompts
 from loramux.server.inference.protocol import DEFAULT_COMPLETION_TOKENS, MAX_CHOICES, CompletionRequest
-from loramux.server.inference.streaming import Event, stream_events
-from loramux.server.observing.exchange import note_request_id
-from loramux.server.request_id import adopt_request_id
+from loramux.server.inference.streaming import Event
 from loramux.server.state import SERVER, Server
 
 
 async def create_completion(request: web.Request) -> web.StreamResponse:
     """Answer POST /v1/completions."""
-    server = request.app[SERVER]
-    body = await read_body(request, CompletionRequest)
-    adopt_request_id(request, body.request_id)
-    note_request_id(request)
-    if body.stream:
-        events = _events(request, body)
-        return await stream_events(request, events, server.in_flight, times=server.stream_times)
-    async with server.in_flight.admit(), _prepared(request, body) as completion:
-        outputs = await collect(server.engine, completion.job)
-        return await respond(lambda: completion.whole(outputs), outputs)
+    return await answer_request(request, await read_body(request, CompletionRequest), _prepared, _events)
 
 
 @asynccontextmanager
@@ -57,11 +46,9 @@ async def _prepared(request: web.Request, body: CompletionRequest) -> AsyncItera
         message = f"'n' times the number of prompts must be at most {MAX_CHOICES}."
         raise RequestInvalid(message, param="n", code="value_above_maximum")
     async with choose_model(request, body.model) as model:
-        defaults = await defaults_of(model.served, server.adapter_defaults)
-        with naming_defaults(defaults):
-            sampling_params = _sampling_params(body, defaults)
-        held_to = sampling_params.structured_outputs
-        await compile_format(server.engine.check_structured_outputs, held_to, param=body.format_param)
+        sampling_params, _ = await settle(
+            server, model.served, partial(_sampling_params, body), format_param=body.format_param
+        )
         max_tokens = sampling_params.max_tokens  # 1 for an echo alone: scoring, too, needs room for a token
         num_answer = 1 if max_tokens is None else max_tokens
         prompts = await completion_prompts(server, body, values, num_answer=num_answer)

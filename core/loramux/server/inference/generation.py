@@ -61,7 +61,7 @@ def new_job(
     model: ModelChoice,
 ) -> Job:
     """Bring together what a checked request asks of the engine; raises EngineOverloaded when too much waits there."""
-    server = request.app[SERVER]
+    server, tenant = request.app[SERVER], principal_of(request).id
     if (num_waiting := server.engine.num_waiting) >= server.max_waiting:
         raise EngineOverloaded(f"{num_waiting} sequences are waiting already")
     return Job(
@@ -70,9 +70,9 @@ def new_job(
         sampling_params,
         model.lora_request,
         created=int(time.time()),
-        tenant=principal_of(request).id,
-        cache_salt=_salt_of(principal_of(request).id, body.cache_salt),
-        pause_seconds=partial(fair_pause, request.app[SERVER].in_flight),
+        tenant=tenant,
+        cache_salt=_salt_of(tenant, body.cache_salt),
+        pause_seconds=partial(fair_pause, server.in_flight),
     )
 
 
