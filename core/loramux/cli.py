@@ -13,6 +13,13 @@ from typing import get_args
 from loramux import __version__
 from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
 from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
+from loramux.bench.arguments import (
+    add_offline_arguments,
+    add_server_arguments,
+    read_offline,
+    read_outputs,
+    read_server,
+)
 from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
 from loramux.server.observing.log_format import configure_logging
@@ -67,6 +74,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_resolve(commands.add_parser("resolve", help="ask the resolvers for an adapter, without a server"))
     _add_inspect(commands.add_parser("inspect", help="show what is in an adapter, and how it fares in every check"))
     _add_store(commands.add_parser("store", help="list, verify and clean up the store of fetched adapters"))
+    _add_bench(commands.add_parser("bench", help="measure an engine in this process, or a server over HTTP"))
     return parser
 
 
@@ -101,6 +109,14 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
             "--store", type=Path, metavar="DIR", help=f"where it is ({STORE_VARIABLE}, {DEFAULT_STORE_ROOT})"
         )
         action.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    targets = parser.add_subparsers(dest="target", required=True, metavar="TARGET")
+    offline = targets.add_parser("offline", help="load a model into this process", allow_abbrev=False)
+    add_offline_arguments(offline)
+    serve = targets.add_parser("serve", help="ask a server that speaks OpenAI's API", allow_abbrev=False)
+    add_server_arguments(serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -163,7 +179,27 @@ def _store(arguments: argparse.Namespace) -> int:
             return clean_store(StoreConfig(root, max_bytes), as_json=arguments.json)
 
 
-_COMMANDS = {"serve": _serve, "plugins": _plugins, "resolve": _resolve, "inspect": _inspect, "store": _store}
+def _bench(arguments: argparse.Namespace) -> int:
+    outputs = read_outputs(arguments)
+    if arguments.target == "offline":
+        plan, engine, adapters = read_offline(arguments)
+        from loramux.commands.bench import measure_engine
+
+        return measure_engine(plan, engine, adapters, outputs)
+    plan, address = read_server(arguments, os.environ)
+    from loramux.commands.bench import measure_server
+
+    return measure_server(plan, address, arguments.vocab_size, outputs)
+
+
+_COMMANDS = {
+    "serve": _serve,
+    "plugins": _plugins,
+    "resolve": _resolve,
+    "inspect": _inspect,
+    "store": _store,
+    "bench": _bench,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -222,7 +222,10 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"loramux {loramux.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["plugins"], ["store", "ls"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["serve", "--help"], ["plugins"], ["store", "ls"], ["--version"], ["bench", "serve", "--help"]],
+)
 def test_what_needs_no_model_does_not_wait_for_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom loramux.cli import main\n"

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
 from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
@@ -71,7 +71,9 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     _add_adapters(parser.add_argument_group("adapters"))
     _add_chat(parser.add_argument_group("chat"))
     add_resolver_arguments(parser)
-    _add_engine(parser.add_argument_group("engine"))
+    engine = parser.add_argument_group("engine")
+    add_engine_arguments(engine)
+    engine.add_argument("--seed", type=int, metavar="N", help="for requests that bring none (0)")
 
 
 def add_resolver_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,10 +89,12 @@ def add_resolver_arguments(parser: argparse.ArgumentParser) -> None:
 def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ServerConfig:
     """Bring arguments and environment together; raises ConfigInvalid."""
     _refuse_without_lora(arguments)
-    given = {name: value for name in ENGINE_OPTIONS if (value := getattr(arguments, name)) is not None}
-    engine = EngineArgs(model=arguments.model, served_model_name=tuple(arguments.served_model_name or ()), **given)
     return ServerConfig(
-        engine=engine,
+        engine=EngineArgs(
+            model=arguments.model,
+            served_model_name=tuple(arguments.served_model_name or ()),
+            **given_engine_options(arguments),
+        ),
         **read_access(arguments, environment),
         log_format=arguments.log_format,
         lora_modules=tuple(parse_lora_modules(arguments.lora_modules)),
@@ -106,6 +110,11 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
             max_bytes=DEFAULT_MAX_DISK_BYTES if arguments.max_disk_bytes is None else arguments.max_disk_bytes,
         ),
     )
+
+
+def given_engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of EngineArgs for which there was a flag; the others keep their defaults."""
+    return {name: value for name in ENGINE_OPTIONS if (value := getattr(arguments, name)) is not None}
 
 
 def read_plugin_config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> PluginConfig:
@@ -146,9 +155,7 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
         metavar="MODULE",
         help='adapters served from the start: name=path or {"name": …, "path": …, "base_model_name": …}',
     )
-    group.add_argument("--max-loras", type=int, metavar="N", help="adapters in one batch, slots on the device (8)")
-    group.add_argument("--max-lora-rank", type=int, metavar="N", help="largest rank accepted (64)")
-    group.add_argument("--max-cpu-loras", type=int, metavar="N", help="adapters kept in host memory (64)")
+    add_slot_arguments(group)
     group.add_argument(
         "--lora-alias",
         nargs="+",
@@ -176,10 +183,18 @@ def _add_adapters(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="let an adapter bring its own chat_template.jinja and generation_config.json beside its weights",
     )
+
+
+def add_slot_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare how many adapters of what rank there is room for, and which of them belong to the base."""
+    group.add_argument("--max-loras", type=int, metavar="N", help="adapters in one batch, slots on the device (8)")
+    group.add_argument("--max-lora-rank", type=int, metavar="N", help="largest rank accepted (64)")
+    group.add_argument("--max-cpu-loras", type=int, metavar="N", help="adapters kept in host memory (64)")
     group.add_argument("--base-match", choices=get_args(BaseMatch), help="how an adapter must name its base (basename)")
 
 
-def _add_engine(group: argparse._ArgumentGroup) -> None:
+def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare what shapes an engine, but for its adapters and its seed."""
     group.add_argument("--tokenizer", metavar="MODEL", help="where the tokenizer is, if not with the model")
     group.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and answer together")
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences in one batch")
@@ -192,7 +207,6 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--dtype", choices=get_args(DTypeName), help="what to compute in (auto)")
     group.add_argument("--device", choices=get_args(DeviceName), help="where to compute (auto)")
-    group.add_argument("--seed", type=int, metavar="N", help="for requests that bring none (0)")
 
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
