@@ -1,32 +1,28 @@
-"""The clients of `http_overhead.py`: idle connections, and streams that start at a line on standard input."""
+"""The clients of `http_overhead.py`: idle connections, and streams that start at a line on standard input.
+
+The first line of input is JSON: `port`, `num_idle`, and `bodies`, one completion request for each stream.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 
-async def main(port: int, num_idle: int, num_active: int, num_tokens: int) -> None:
+async def main() -> None:
     """Open all connections; for every line of input stream once on each active one and print how many tokens came."""
-    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(num_idle)]
-    active = [await asyncio.open_connection("127.0.0.1", port) for _ in range(num_active)]
-    lines = asyncio.StreamReader()
+    lines = asyncio.StreamReader(limit=2**26)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    body = json.dumps(
-        {
-            "prompt": "hello",
-            "max_tokens": num_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
-    request = "\r\n".join(("POST /v1/completions HTTP/1.1", *fields, "", "")).encode() + body
+    settings = json.loads(await lines.readline())
+    requests = [_request(body) for body in settings["bodies"]]
+    idle = [await asyncio.open_connection("127.0.0.1", settings["port"]) for _ in range(settings["num_idle"])]
+    active = [await asyncio.open_connection("127.0.0.1", settings["port"]) for _ in requests]
     while await lines.readline():
-        counts = await asyncio.gather(*(stream(reader, writer, request) for reader, writer in active))
+        streams = zip(active, requests, strict=True)
+        counts = await asyncio.gather(*(stream(*connection, request) for connection, request in streams))
         sys.stdout.write(f"{sum(counts)}\n")
         sys.stdout.flush()
     for _, writer in [*idle, *active]:
@@ -41,5 +37,11 @@ async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, req
     return int(usage.split(b",", 1)[0].split(b"}", 1)[0])
 
 
+def _request(body: Mapping[str, Any]) -> bytes:
+    sent = json.dumps(body).encode()
+    fields = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(sent)}")
+    return "\r\n".join(("POST /v1/completions HTTP/1.1", *fields, "", "")).encode() + sent
+
+
 if __name__ == "__main__":
-    asyncio.run(main(*map(int, sys.argv[1:])))
+    asyncio.run(main())

@@ -6,44 +6,44 @@ process, then 200 clients stream the same completions over HTTP. Printed are the
 median ratio of the two halves of a round, and by how much a timer on the server's event loop was late while HTTP was
 served.
 
-The model is a random Llama. What matters is how long one of its steps takes beside the work that HTTP adds to it: 200
-rows make 200 events per step, so a model whose step is a few milliseconds measures little but Python. `--hidden` and
-`--layers` choose; the default step of 200 rows takes about as long as that of a small model on two cores.
+What matters is how long a step takes beside the work that HTTP adds to it: 200 rows make 200 events per step, so a
+model whose step is a few milliseconds measures little but Python. Unless `--model` names a folder, the model is a
+random Llama; `--hidden` and `--layers` choose its size, and the default step of 200 rows takes about as long as that of
+a small model on two cores. `--adapters 8` lets the requests ask for so many adapters of rank 8 to 64 in turn, instead
+of the base model.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from aiohttp import web
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from goal_table import Goal, show_goals
 from loramux import AsyncLLMEngine, EngineArgs, SamplingParams
-from loramux.adapters.registry import AdapterRegistry
-from loramux.adapters.resolver_chain import ResolverChain
-from loramux.server.app import build_app, make_runner
-from loramux.server.inference.vocabulary import Vocabulary
-from loramux.server.state import Server
+from loramux.bench.workload import random_prompt
+from loramux.lora.request import LoRARequest
+from made_adapters import ALL_LINEAR, AdapterKind, ensure_adapters
+from own_server import BASE_NAME, OwnServer, own_server
+from random_model import build_model
 
-PROMPT = "hello"
-END = "<end>"
+KIND = AdapterKind((8, 16, 32, 64), ALL_LINEAR)
+GOAL = 0.93
 LAG_SECONDS = 0.005
-MODEL_NAME = "random"
 
 
 def main() -> int:
@@ -52,7 +52,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of both halves")
     parser.add_argument("--active", type=int, default=200, help="streams at once")
     parser.add_argument("--idle", type=int, default=1000, help="connections that are open and idle")
+    parser.add_argument("--prompt-tokens", type=int, default=5, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--adapters", type=int, default=0, help="how many the requests ask for in turn")
+    parser.add_argument("--model", type=Path, default=None, help="a safetensors folder (unset: a random Llama)")
     parser.add_argument("--hidden", type=int, default=512, help="hidden size of the random Llama")
     parser.add_argument("--layers", type=int, default=8, help="layers of the random Llama")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch (unset: torch's own choice)")
@@ -60,11 +63,16 @@ def main() -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
-        model = build_model(Path(folder) / MODEL_NAME, hidden=arguments.hidden, layers=arguments.layers)
+        if arguments.model is None:
+            model = build_model(Path(folder) / "random", hidden=arguments.hidden, layers=arguments.layers)
+        else:
+            model = arguments.model.expanduser()
+        adapters = ensure_adapters(model, arguments.adapters, KIND) if arguments.adapters else {}
         engine = AsyncLLMEngine.from_engine_args(
             EngineArgs(
                 model=str(model),
-                served_model_name=(MODEL_NAME,),
+                enable_lora=bool(adapters),
+                max_loras=max(1, len(adapters)),
                 max_num_seqs=arguments.active,
                 max_num_batched_tokens=max(2048, arguments.active),
                 kv_cache_memory_bytes=2 * 2**30,
@@ -72,37 +80,10 @@ def main() -> int:
             )
         )
         try:
-            rounds = asyncio.run(measure(engine, arguments))
+            rounds = asyncio.run(measure(engine, adapters, arguments))
         finally:
             engine.shutdown()
-    show(rounds, arguments)
-    return 0
-
-
-def build_model(folder: Path, *, hidden: int, layers: int) -> Path:
-    """Write a random Llama with a byte-level tokenizer."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: number for number, character in enumerate([END, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)  # type: ignore[no-untyped-call]  # theirs
-    fast.save_pretrained(folder)
-    return folder
+    return show(rounds, model.name, arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +103,48 @@ class Round:
     lags: Sequence[float]
 
 
-async def measure(engine: AsyncLLMEngine, arguments: argparse.Namespace) -> list[Round]:
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one stream asks for, in every round."""
+
+    prompt: tuple[int, ...]
+    adapter: LoRARequest | None
+    num_tokens: int
+
+    def body(self) -> dict[str, object]:
+        return {
+            "model": BASE_NAME if self.adapter is None else self.adapter.lora_name,
+            "prompt": self.prompt,
+            "max_tokens": self.num_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+async def measure(engine: AsyncLLMEngine, adapters: Mapping[str, Path], arguments: argparse.Namespace) -> list[Round]:
     """Serve, connect the clients, and let the halves alternate; runs on the event loop that serves."""
     rounds = []
-    async with _served(engine) as port, _clients(port, arguments) as clients:
-        await _read_all(engine, arguments)  # the first of anything is slower
-        await clients.stream()
-        for _ in range(arguments.rounds):
-            alone = await _timed(_read_all(engine, arguments))
-            async with _lag() as lags:
-                over_http = await _timed(clients.stream())
-            rounds.append(Round(alone, over_http, lags))
+    async with own_server(engine, adapters) as server:
+        asks = _asks(engine, server, arguments)
+        async with _clients(server.port, asks, arguments.idle) as clients:
+            await _read_all(engine, asks)  # the first of anything is slower
+            await clients.stream()
+            for _ in range(arguments.rounds):
+                alone = await _timed(_read_all(engine, asks))
+                async with _lag() as lags:
+                    over_http = await _timed(clients.stream())
+                rounds.append(Round(alone, over_http, lags))
     return rounds
+
+
+def _asks(engine: AsyncLLMEngine, server: OwnServer, arguments: argparse.Namespace) -> list[Ask]:
+    adapters: list[LoRARequest | None] = [*server.adapters.values()] or [None]
+    prompts = [
+        random_prompt(arguments.prompt_tokens, engine.vocab_size, f"{number}") for number in range(arguments.active)
+    ]
+    return [Ask(prompt, adapters[number % len(adapters)], arguments.tokens) for number, prompt in enumerate(prompts)]
 
 
 async def _timed(work: Awaitable[int]) -> Half:
@@ -143,42 +154,17 @@ async def _timed(work: Awaitable[int]) -> Half:
     return Half(num_tokens / seconds, cpu_seconds / num_tokens * 1e6)
 
 
-async def _read_all(engine: AsyncLLMEngine, arguments: argparse.Namespace) -> int:
-    """Read as many answers as there are clients from the engine itself; returns the number of their tokens."""
-    params = SamplingParams(temperature=0, max_tokens=arguments.tokens, ignore_eos=True)
+async def _read_all(engine: AsyncLLMEngine, asks: Sequence[Ask]) -> int:
+    """Read the same answers as the clients, from the engine itself; returns the number of their tokens."""
 
-    async def read() -> int:
+    async def read(ask: Ask) -> int:
         num_tokens = 0
-        async for output in engine.generate(PROMPT, params, uuid.uuid4().hex):
+        params = SamplingParams(temperature=0, max_tokens=ask.num_tokens, ignore_eos=True)
+        async for output in engine.generate(list(ask.prompt), params, uuid.uuid4().hex, ask.adapter):
             num_tokens = len(output.outputs[0].token_ids)
         return num_tokens
 
-    return sum(await asyncio.gather(*(read() for _ in range(arguments.active))))
-
-
-@asynccontextmanager
-async def _served(engine: AsyncLLMEngine) -> AsyncIterator[int]:
-    chain = ResolverChain([])
-    registry = AdapterRegistry([MODEL_NAME], chain, engine.load_adapter, engine.remove_lora, memory=engine)
-    server = Server(
-        engine=engine,
-        tokenizer=engine.tokenizer,
-        vocabulary=Vocabulary(engine.tokenizer.token_text, engine.tokenizer.token_bytes),
-        registry=registry,
-        base_model_names=(MODEL_NAME,),
-        model_root=MODEL_NAME,
-        max_model_len=engine.max_model_len,
-        created=0,
-    )
-    runner = make_runner(build_app(server))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
-    try:
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-        await registry.close()
-        await chain.close()
+    return sum(await asyncio.gather(*map(read, asks)))
 
 
 @asynccontextmanager
@@ -214,29 +200,30 @@ class _Clients:
 
 
 @asynccontextmanager
-async def _clients(port: int, arguments: argparse.Namespace) -> AsyncIterator[_Clients]:
-    numbers = (port, arguments.idle, arguments.active, arguments.tokens)
+async def _clients(port: int, asks: Sequence[Ask], num_idle: int) -> AsyncIterator[_Clients]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).with_name("http_clients.py")),
-        *map(str, numbers),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
+    assert process.stdin is not None
+    settings = {"port": port, "num_idle": num_idle, "bodies": [ask.body() for ask in asks]}
+    process.stdin.write(json.dumps(settings).encode() + b"\n")
     try:
         yield _Clients(process)
     finally:
-        assert process.stdin is not None
         process.stdin.close()
         await process.wait()
 
 
-def show(rounds: Sequence[Round], arguments: argparse.Namespace) -> None:
-    """Print the figures."""
+def show(rounds: Sequence[Round], model: str, arguments: argparse.Namespace) -> int:
+    """Print the figures; return the exit status, 1 when the goal is missed."""
     alone, over_http = [one.alone for one in rounds], [one.over_http for one in rounds]
     lags = sorted(lag for one in rounds for lag in one.lags)
     ratios = sorted(one.over_http.tokens_per_second / one.alone.tokens_per_second for one in rounds)
-    title = f"{arguments.active} streams beside {arguments.idle} idle connections, {len(rounds)} rounds"
+    asked = f"{arguments.adapters} adapters" if arguments.adapters else "the base model"
+    title = f"{arguments.active} streams of {asked}, {arguments.idle} idle connections, {len(rounds)} rounds"
     table = Table("median", "engine alone", "over HTTP", title=title, title_justify="left")
     table.add_row("tokens per second", *(f"{_median_speed(halves):,.0f}" for halves in (alone, over_http)))
     table.add_row(
@@ -248,10 +235,10 @@ def show(rounds: Sequence[Round], arguments: argparse.Namespace) -> None:
     )
     console = Console()
     console.print(table)
-    console.print(
-        f"over HTTP / engine alone: median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}"
-    )
+    console.print(f"ratios from {ratios[0]:.3f} to {ratios[-1]:.3f}")
     console.print(f"event-loop lag in ms: p50 {_at(lags, 0.5):.1f}, p99 {_at(lags, 0.99):.1f}, max {lags[-1]:.1f}")
+    goal = Goal(f"over HTTP / engine alone, {title}", statistics.median(ratios), GOAL)
+    return show_goals([goal], setting=f"{model}, {arguments.prompt_tokens} tokens in, {arguments.tokens} out")
 
 
 def _median_speed(halves: Sequence[Half]) -> float:

@@ -16,10 +16,14 @@ from loramux.errors import EngineOverloaded, LoramuxError
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What the target says of an answer that has come to its end; `num_prompt_tokens` None: it does not say."""
+    """What the target says of an answer that has come to its end; `num_prompt_tokens` None: it does not say.
+
+    `token_ids` are those of the answer, where the target shows them.
+    """
 
     num_prompt_tokens: int | None
     num_output_tokens: int
+    token_ids: Sequence[int] = ()
 
 
 class Target(Protocol):

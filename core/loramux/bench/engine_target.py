@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 
@@ -53,12 +53,13 @@ class EngineTarget:
     async def answer(self, request: BenchRequest, on_piece: Callable[[], None]) -> Answered:
         prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
         params = SamplingParams(temperature=0, max_tokens=request.max_tokens, ignore_eos=True)
-        num_prompt, num_output = 0, 0
+        num_prompt: int | None = None
+        token_ids: Sequence[int] = ()
         request_id = f"bench-{next(self._numbers)}"
         async for output in self.engine.generate(prompt, params, request_id, self._adapter(request)):
             on_piece()
-            num_prompt, num_output = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
-        return Answered(num_prompt, num_output)
+            num_prompt, token_ids = len(output.prompt_token_ids), output.outputs[0].token_ids
+        return Answered(num_prompt, len(token_ids), token_ids)
 
     def counting(self) -> Callable[[], Mapping[str, object]]:
         """Count steps, tokens and loads from now on."""
