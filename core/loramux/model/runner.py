@@ -80,7 +80,7 @@ class ModelRunner:
                 use_cache=False,
                 logits_to_keep=inputs.logit_rows,
             ).logits[0]  # [num logit rows, vocab]
-        results = self._results(batch.sequences, logits.float(), rows)
+        results = self._results(batch.sequences, logits, rows)
         for request_id in self._clear_unusable(batch.sequences, inputs.context.kv_slots):
             results[request_id] = SequenceResult(failed=Unchosen.NO_NUMBERS)
         return results

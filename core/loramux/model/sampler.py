@@ -1,7 +1,7 @@
 """Sampler: logits to tokens, every row by its own parameters and its own random numbers.
 
-A row's token depends on that row alone: each step works along the vocabulary only, and each sampled row draws one
-uniform number from its own generator and inverts its cumulative distribution with it.
+A row's token depends on that row alone: each step works along the vocabulary only, and each sampled row draws from its
+own generator.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from enum import Enum
 
 import torch
 
+from loramux.model.blocks import largest
+from loramux.model.drawing import draw
 from loramux.model.logit_edits import apply_edits, is_edited
 from loramux.model.sampling_row import SamplingRow
 from loramux.model.token_logprobs import SampledToken, TokenLogprob, prompt_logprobs, token_logprobs
 
 __all__ = ["SampledToken", "Sampler", "SamplingRow", "TokenLogprob", "Unchosen", "prompt_logprobs"]
-
-NUCLEUS_CANDIDATES = (256, 8192)
-"""How many of the likeliest tokens top-p looks at, in turn; sorting a whole vocabulary is many times slower."""
 
 
 class Unchosen(Enum):
@@ -33,7 +32,7 @@ class Sampler:
     """Chooses the next token of every row. Holds no state: what a row needs travels in its SamplingRow."""
 
     def sample(self, logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken | Unchosen]:
-        """Choose one token per row of `logits` [num_rows, vocab] float32, which are left as they are.
+        """Choose one token per row of `logits` [num_rows, vocab], which are left as they are.
 
         Unchosen stands for a row from which nothing can be chosen: its logits hold NaN or +inf, or every token is at
         -inf, by the model itself or by the row's own edits. It is the caller's to fail that request; its neighbours
@@ -44,13 +43,18 @@ class Sampler:
         if not rows:
             return []
         # max passes NaN on, so that a finite maximum means: no NaN, no +inf, and something to choose.
-        highest, choice = logits.max(dim=-1)
+        highest, choice = largest(logits)
         usable = torch.isfinite(highest)
         has_token_left = usable.clone()
-        worked = [index for index, row in enumerate(rows) if not row.params.is_greedy or is_edited(row)]
-        if worked:
-            at = torch.tensor(worked, device=logits.device)
-            choice[at], has_token_left[at] = _choose(logits[at], [rows[index] for index in worked])
+        edited = [index for index, row in enumerate(rows) if is_edited(row)]
+        if edited:
+            at = torch.tensor(edited, device=logits.device)
+            choice[at], has_token_left[at] = _choose_edited(logits[at].float(), [rows[index] for index in edited])
+        drawn = [index for index, row in enumerate(rows) if not row.params.is_greedy and index not in edited]
+        if drawn:
+            at = torch.tensor(drawn, device=logits.device)
+            chosen = logits if len(drawn) == len(rows) else logits[at]
+            choice[at] = draw(chosen, highest[at], [rows[index] for index in drawn])
         tokens: list[SampledToken | Unchosen] = [
             (SampledToken(token_id) if is_left else Unchosen.NOTHING_LEFT) if is_usable else Unchosen.NO_NUMBERS
             for token_id, is_usable, is_left in zip(
@@ -61,68 +65,15 @@ class Sampler:
         return tokens
 
 
-def _choose(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose on a private copy of the rows; the second tensor tells which rows still have something to choose."""
+def _choose_edited(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose on a private float32 copy of the rows; the second tensor tells which have something left to choose."""
     apply_edits(logits, rows)
-    highest, choice = logits.max(dim=-1)
-    usable = torch.isfinite(highest)
+    highest, choice = largest(logits)
     sampled = [index for index, row in enumerate(rows) if not row.params.is_greedy]
     if sampled:
         at = torch.tensor(sampled, device=logits.device)
-        # Subtracting the maximum first keeps small temperatures from overflowing; softmax does not see it.
-        shifted = logits[at] - highest[at].unsqueeze(1)
-        choice[at] = _draw(shifted, [rows[index] for index in sampled])
-    return choice, usable
-
-
-def _draw(shifted: torch.Tensor, rows: Sequence[SamplingRow]) -> torch.Tensor:
-    """Sample from logits whose maximum is 0. Rows of NaN come out as any token in range: the caller drops them."""
-    shifted /= _column([row.params.temperature for row in rows], shifted)
-    _cut_top_k(shifted, [row.params.top_k for row in rows])
-    probs = torch.softmax(shifted, dim=-1)
-    _cut_top_p(probs, [row.params.top_p for row in rows])
-    if any(row.params.min_p > 0 for row in rows):
-        min_p = _column([row.params.min_p for row in rows], probs)
-        probs[probs < min_p * probs.amax(dim=-1, keepdim=True)] = 0
-    cumulative = probs.double().cumsum(dim=-1)
-    total = cumulative[:, -1:].contiguous()
-    uniform = torch.tensor([[row.random.random()] for row in rows], dtype=torch.float64, device=shifted.device)
-    # The first token whose cumulative exceeds the target always has a probability above 0; should the product round
-    # up to the total, the token at which the total is reached is the last such one.
-    drawn = torch.searchsorted(cumulative, uniform * total, right=True)
-    last = torch.searchsorted(cumulative, total, right=False)
-    return torch.minimum(drawn, last).squeeze(1).clamp_(max=shifted.shape[-1] - 1)
-
-
-def _cut_top_k(logits: torch.Tensor, top_ks: Sequence[int]) -> None:
-    """Put all tokens below the k-th largest of their row at -inf, in place; ties with it stay, as in transformers."""
-    vocab_size = logits.shape[-1]
-    cut = [(index, top_k) for index, top_k in enumerate(top_ks) if 0 < top_k < vocab_size]
-    if not cut:
-        return
-    at = torch.tensor([index for index, _ in cut], device=logits.device)
-    positions = torch.tensor([[top_k - 1] for _, top_k in cut], device=logits.device)
-    chosen = logits[at]
-    largest = torch.topk(chosen, max(top_k for _, top_k in cut), dim=-1).values
-    logits[at] = chosen.masked_fill(chosen < largest.gather(1, positions), -torch.inf)
-
-
-def _cut_top_p(probs: torch.Tensor, top_ps: Sequence[float]) -> None:
-    """Put to 0, in place, what lies outside the smallest set of likeliest tokens that reaches top_p; ties stay."""
-    vocab_size = probs.shape[-1]
-    cut = [index for index, top_p in enumerate(top_ps) if top_p < 1.0]
-    for num_candidates in (*(count for count in NUCLEUS_CANDIDATES if count < vocab_size), vocab_size):
-        if not cut:
-            return
-        at = torch.tensor(cut, device=probs.device)
-        top_p = torch.tensor([[top_ps[index]] for index in cut], dtype=torch.float64, device=probs.device)
-        chosen = probs[at]
-        largest = torch.topk(chosen, num_candidates, dim=-1).values
-        num_kept = (largest.double().cumsum(dim=-1) < top_p).sum(dim=-1, keepdim=True) + 1
-        is_settled = (num_kept <= num_candidates) | (num_candidates == vocab_size)
-        least = largest.gather(1, num_kept.clamp(max=num_candidates) - 1)
-        probs[at] = torch.where((chosen < least) & is_settled, 0, chosen)
-        cut = [index for index, settled in zip(cut, is_settled.squeeze(1).tolist(), strict=True) if not settled]
+        choice[at] = draw(logits[at], highest[at], [rows[index] for index in sampled])
+    return choice, torch.isfinite(highest)
 
 
 def _add_logprobs(tokens: list[SampledToken | Unchosen], logits: torch.Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -136,7 +87,3 @@ def _add_logprobs(tokens: list[SampledToken | Unchosen], logits: torch.Tensor, r
         found = token_logprobs(logits[at], [token_id for _, token_id in asked], k)
         for (index, _), token in zip(asked, found, strict=True):
             tokens[index] = token
-
-
-def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)

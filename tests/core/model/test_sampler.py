@@ -168,6 +168,36 @@ def test_neighbours_do_not_change_a_row(all_params: list[dict[str, Any]], seed: 
     assert sample(logits, rows()) == alone
 
 
+@pytest.mark.parametrize("vocab", (6400, 6437))
+def test_neighbours_do_not_change_a_row_of_a_wide_vocabulary(vocab: int) -> None:
+    """A row alone and one among others that keep more are cut and summed in different ways where all is wide."""
+    cuts: list[dict[str, Any]] = [{}, {"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 40, "top_p": 0.9}]
+    logits = make_logits(40, vocab=vocab)
+
+    def rows() -> list[SamplingRow]:
+        return [make_row(seed=index, **cuts[index % len(cuts)]) for index in range(len(logits))]
+
+    alone = [sample(logits[index : index + 1], [row])[0] for index, row in enumerate(rows())]
+    assert sample(logits, rows()) == alone
+
+
+@pytest.mark.parametrize("uniform", (0.0, 0.3, 0.77, 1 - 2**-53))
+def test_drawing_from_a_wide_vocabulary_equals_a_plain_walk_over_what_the_cuts_keep(uniform: float) -> None:
+    logits = make_logits(1, scale=1.0, vocab=6437)
+    scores = logits / 0.9
+    for warper in (TopKLogitsWarper(500), TopPLogitsWarper(0.8), MinPLogitsWarper(0.1)):
+        scores = warper(torch.empty(1, 0, dtype=torch.long), scores)
+    probs = torch.softmax(scores[0], dim=-1).double()
+    expected = int(torch.searchsorted(probs.cumsum(0), uniform * probs.sum(), right=True).clamp(max=vocab_end(probs)))
+    row = make_row(temperature=0.9, top_k=500, top_p=0.8, min_p=0.1, uniform=uniform)
+    assert sample_ids(logits, [row]) == [expected]
+
+
+def vocab_end(probs: torch.Tensor) -> int:
+    """The last token that can be drawn."""
+    return int(probs.nonzero()[-1])
+
+
 def kept_by(processor: Any, logits: torch.Tensor) -> set[int]:
     scores = processor(torch.empty(1, 0, dtype=torch.long), logits)
     return set(torch.isfinite(scores[0]).nonzero().flatten().tolist())
