@@ -30,6 +30,7 @@ from made_adapters import AdapterKind, ensure_adapters
 
 KIND = AdapterKind(tuple(range(8, 17)))
 NUM_CLIENTS = 32
+NUM_WARM_UP = 8
 NUM_STREAMED = 4
 SHARE_OF_CAPACITY = 0.7
 TIE = 1e-3
@@ -78,9 +79,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a safetensors folder")
     parser.add_argument("--adapters", type=int, default=1000, help="on the disk (1000)")
-    parser.add_argument("--requests", type=int, default=96, help="of each load (96)")
+    parser.add_argument("--requests", type=int, default=64, help="of each load (64)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each prompt and answer (64)")
-    parser.add_argument("--sample", type=int, default=16, help="answers that are asked for again, alone (16)")
+    parser.add_argument("--sample", type=int, default=8, help="answers that are asked for again, alone (8)")
     parser.add_argument("--loads", type=int, default=16, help="adapters that arrive while streams run (16)")
     arguments = parser.parse_args()
     model = arguments.model.expanduser()
@@ -111,7 +112,7 @@ async def measure(target: EngineTarget, adapters: Sequence[LoRARequest], argumen
     load = _workload(arguments, Popularity("zipf", 1.0))
     one = _workload(arguments, Popularity("identical"))
     vocab_size = target.vocab_size
-    warm_up = one.warm_up(names, NUM_CLIENTS, vocab_size=vocab_size, run="capacity")
+    warm_up = one.warm_up(names, NUM_WARM_UP, vocab_size=vocab_size, run="capacity")
     await drive(target, warm_up, concurrency=NUM_CLIENTS, num_adapters=1)
     requests = one.requests(names, vocab_size=vocab_size, run="capacity")
     capacity = _good(await drive(target, requests, concurrency=NUM_CLIENTS, num_adapters=1))

@@ -17,6 +17,7 @@ from loramux.bench.server_address import ServerAddress
 from loramux.commands.printing import add_row, console, print_json, table
 from loramux.config import EngineArgs
 from loramux.lora.request import LoRARequest
+from loramux.server.startup.open_files import SPARE_FILES, raise_limit
 
 
 def measure_engine(plan: Plan, args: EngineArgs, adapters: Mapping[str, LoRARequest], outputs: Outputs) -> int:
@@ -34,6 +35,8 @@ def measure_engine(plan: Plan, args: EngineArgs, adapters: Mapping[str, LoRARequ
 
 def measure_server(plan: Plan, address: ServerAddress, vocab_size: int, outputs: Outputs) -> int:
     """Measure a server over HTTP; return the exit status, 1 when a request did not go well."""
+
+    raise_limit(SPARE_FILES + (plan.concurrency or plan.load.num_requests))  # a connection for each that is under way
 
     async def measure() -> tuple[list[Run], Mapping[str, object]]:
         async with HTTPTarget.connect(address) as target:

@@ -13,12 +13,19 @@ SPARE_FILES = 256
 def make_room_for(max_connections: int) -> None:
     """Raise the process's own limit as far as that many connections need; raises ConfigInvalid where it is too low."""
     needed = max_connections + SPARE_FILES
+    allowed = raise_limit(needed)
+    if allowed < needed:
+        raise ConfigInvalid(
+            f"--max-connections {max_connections} needs {needed} open files, this process may have {allowed}: raise "
+            f"the limit (ulimit -n {needed}), or give --max-connections {max(1, allowed - SPARE_FILES)}"
+        )
+
+
+def raise_limit(needed: int) -> int:
+    """Raise the process's own limit to so many open files, or as far as it goes; return how many it may have then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise ConfigInvalid(
-            f"--max-connections {max_connections} needs {needed} open files, and this process may have {hard}: raise "
-            f"the limit (ulimit -n {needed}), or give --max-connections {max(1, hard - SPARE_FILES)}"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return needed
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed

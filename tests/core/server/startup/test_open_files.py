@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from loramux.errors import ConfigInvalid
-from loramux.server.startup.open_files import SPARE_FILES, make_room_for
+from loramux.server.startup.open_files import SPARE_FILES, make_room_for, raise_limit
 
 
 @pytest.fixture
@@ -34,6 +34,11 @@ def test_more_connections_than_files_are_refused_with_what_to_do(limits: list[tu
         ConfigInvalid, match=r"--max-connections 5000 .* may have 4096: .* or give --max-connections 3840"
     ):
         make_room_for(5000)
+
+
+def test_a_limit_is_raised_as_far_as_it_goes(limits: list[tuple[int, int]]) -> None:
+    assert raise_limit(5000) == 4096
+    assert limits[-1] == (4096, 4096)
 
 
 def test_no_hard_limit_is_high_enough(limits: list[tuple[int, int]]) -> None:
