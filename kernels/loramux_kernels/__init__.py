@@ -6,7 +6,7 @@ kernels/README.md has the contracts in one table, and the figures.
 from loramux_kernels.attention import paged_decode
 from loramux_kernels.backend import Backend, select_backend
 from loramux_kernels.layers import rms_norm, rotate_and_store, silu_mul
-from loramux_kernels.lora import lora_embedding, lora_expand, lora_linear, lora_shrink
+from loramux_kernels.lora import lora_embedding, lora_expand, lora_group, lora_linear, lora_shrink
 from loramux_kernels.segments import Segments
 from loramux_kernels.slot_weights import SlotWeights
 
@@ -16,6 +16,7 @@ __all__ = [
     "SlotWeights",
     "lora_embedding",
     "lora_expand",
+    "lora_group",
     "lora_linear",
     "lora_shrink",
     "paged_decode",

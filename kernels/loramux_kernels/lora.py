@@ -9,6 +9,8 @@ that does not fit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from loramux_kernels import lora_torch
@@ -65,6 +67,18 @@ def lora_linear(x: torch.Tensor, weights: SlotWeights, segments: Segments, y: to
         lora_triton.linear(x, weights, segments, y)
         return
     lora_torch.linear(x, weights, segments, y)
+
+
+def lora_group(
+    x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments: Segments, y: torch.Tensor
+) -> None:
+    """`lora_linear` of modules that share x and write side by side, as fused projections do.
+
+    A member is a module's weights and the first of its columns in y: its delta is added to `y[:, first : first + out]`.
+    x: [num_rows, in], y: [num_rows, the columns of all members]. Members overlap in no column.
+    """
+    for weights, first in members:
+        lora_linear(x, weights, segments, y[:, first : first + weights.out_features])
 
 
 def lora_embedding(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from lora_cases import (
     untouched_rows,
     written_columns,
 )
-from loramux_kernels import Segments, SlotWeights, lora_embedding, lora_expand, lora_linear, lora_shrink
+from loramux_kernels import Segments, SlotWeights, lora_embedding, lora_expand, lora_group, lora_linear, lora_shrink
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MIXED_RANKS = (8, 0, 1, 64, 17, 8, 8)
@@ -34,6 +36,19 @@ def test_linear_adds_each_rows_own_delta(ranks: tuple[int, ...], num_rows: int, 
         y = batch.y.clone()
         lora_linear(batch.x, batch.weights, batch.segments, y)
         assert_matches("y", y, want, torch.float32)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_group_adds_every_members_delta_to_its_own_columns(mix: str) -> None:
+    """Columns of no member, and the member that no adapter changes, keep their bits."""
+    first, second = (make_batch(mix, 63, ranks, (72, out)) for ranks, out in ((MIXED_RANKS, 104), ((4, 8) * 4, 24)))
+    second = replace(second, x=first.x, segments=first.segments)
+    y = torch.cat([first.y, second.y, torch.full((63, 8), float("nan"))], dim=1)
+    unchanged = SlotWeights(8, 72, 8, torch.float32, "cpu")
+    lora_group(first.x, ((second.weights, 104), (unchanged, 128), (first.weights, 0)), first.segments, y)
+    assert_matches("first", y[:, :104], true_expand(true_shrink(first), first), torch.float32)
+    assert_matches("second", y[:, 104:128], true_expand(true_shrink(second), second), torch.float32)
+    assert y[:, 128:].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
