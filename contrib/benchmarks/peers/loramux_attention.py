@@ -1,0 +1,95 @@
+"""How much of a decode step attention takes: whole steps are timed, and the calls of the attention function in them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import AttentionInterface
+
+from loramux.batch import BASE_SLOT, ScheduledBatch, ScheduledSequence
+from loramux.engine.llm_engine import LLMEngine
+from loramux.model.attention import ATTENTION_NAME, paged_attention
+from loramux.model.runner import ModelRunner
+from loramux.model.sampling_row import SamplingRow
+from loramux.sampling_params import SamplingParams
+
+WARM_UP_STEPS = 2
+NUM_STEPS = 10
+
+
+class AttentionClock:
+    """Stands in for the attention function, and adds up the seconds of its calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.num_calls = 0
+
+    def __call__(self, *arguments: object, **named: object) -> object:
+        """Attend, and look at the clock before and after."""
+        began = time.perf_counter()
+        result = paged_attention(*arguments, **named)  # type: ignore[arg-type]  # what a layer passes
+        self.seconds += time.perf_counter() - began
+        self.num_calls += 1
+        return result
+
+
+def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) -> dict[str, float]:
+    """Run decode steps of so many sequences, each over `num_context` tokens of KV memory of its own.
+
+    The steps go to the runner directly, on memory that holds numbers of no meaning: prefilling it would take longer
+    than all the rest, and what attention costs does not depend on them. The scheduler's share of a step is left out.
+    """
+    runner = engine.runner
+    batch, rows = _decode_batch(runner, num_requests, num_context)
+    clock = AttentionClock()
+    AttentionInterface.register(ATTENTION_NAME, clock)
+    try:
+        step_seconds = _time_steps(lambda: runner.execute(batch, rows), clock)
+    finally:
+        AttentionInterface.register(ATTENTION_NAME, paged_attention)
+    num_layers = len(runner.kv_cache.keys)
+    if clock.num_calls != NUM_STEPS * num_layers:
+        raise RuntimeError(f"attention was called {clock.num_calls} times in {NUM_STEPS} steps of {num_layers} layers")
+    return {
+        "attention_share": clock.seconds / step_seconds,
+        "attention_ms": clock.seconds / NUM_STEPS * 1000,
+        "attention_step_ms": step_seconds / NUM_STEPS * 1000,
+    }
+
+
+def _time_steps(step: Callable[[], object], clock: AttentionClock) -> float:
+    for _ in range(WARM_UP_STEPS):
+        step()
+    clock.seconds, clock.num_calls = 0.0, 0
+    began = time.perf_counter()
+    for _ in range(NUM_STEPS):
+        step()
+    return time.perf_counter() - began
+
+
+def _decode_batch(
+    runner: ModelRunner, num_requests: int, num_context: int
+) -> tuple[ScheduledBatch, dict[str, SamplingRow]]:
+    cache = runner.kv_cache
+    num_blocks = -(-num_context // cache.block_size)
+    assert num_requests * num_blocks <= cache.num_blocks, "the contexts do not fit the KV memory"
+    for tensor in (*cache.keys, *cache.values):
+        tensor.copy_(torch.rand(tensor.shape[1:]))  # memory that was never written is one page, read from the cache
+    sequences = tuple(
+        ScheduledSequence(
+            request_id=str(number),
+            token_ids=(number,),
+            position=num_context - 1,
+            block_table=tuple(range(number * num_blocks, (number + 1) * num_blocks)),
+            slot=BASE_SLOT,
+            num_logits=1,
+            samples=True,
+        )
+        for number in range(num_requests)
+    )
+    params = SamplingParams(temperature=0)
+    rows = {sequence.request_id: SamplingRow(params, (0,), [], random.Random(0)) for sequence in sequences}
+    return ScheduledBatch(sequences, ()), rows

@@ -1,0 +1,55 @@
+"""loramux: `LLM` in this process, one engine for each way of building it that jobs ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loramux import LLM, LoRARequest, SamplingParams
+from peers.loramux_attention import attention_figures
+from peers.protocol import Answer, Job, Settings, serve
+
+KV_BYTES = 2 * 2**30
+
+
+class LoramuxOffline:
+    """Engines in float32 or with int8 weights, with and without room for adapters; made when first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engines: dict[tuple[str, bool], LLM] = {}
+        self.adapters = {
+            name: LoRARequest(name, number, path) for number, (name, path) in enumerate(settings.adapters.items(), 1)
+        }
+
+    def run(self, job: Job) -> Answer:
+        """Hand over all prompts at once."""
+        engine = self._engine(job)
+        if job.kind == "attention":
+            lengths = {len(prompt) for prompt in job.prompts}
+            return Answer(figures=attention_figures(engine.llm_engine, len(job.prompts), max(lengths)))
+        outputs = engine.generate(
+            [list(prompt) for prompt in job.prompts],
+            SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True),
+            use_tqdm=False,
+            lora_request=[None if name is None else self.adapters[name] for name in job.adapters],
+        )
+        return Answer([output.outputs[0].token_ids for output in outputs])
+
+    def _engine(self, job: Job) -> LLM:
+        key = (job.precision, job.has_adapters)
+        if key not in self.engines:
+            quantization: dict[str, Any] = {} if job.precision == "float32" else {"quantization": job.precision}
+            self.engines[key] = LLM(
+                self.settings.model,
+                dtype="float32",
+                kv_cache_memory_bytes=KV_BYTES,
+                enable_lora=job.has_adapters,
+                max_loras=self.settings.max_slots,
+                max_lora_rank=self.settings.max_rank,
+                **quantization,
+            )
+        return self.engines[key]
+
+
+if __name__ == "__main__":
+    serve(LoramuxOffline, ("loramux", "torch"))
