@@ -66,7 +66,6 @@ def _is_path(target: str) -> bool:
 
 def _load_base(options: InspectOptions) -> Base:
     from loramux.engine.llm_engine import LLMEngine  # loads torch and a model: only where it was asked for
-    from loramux.model.lora_model import base_weight_reader
 
     assert options.base is not None
     engine = LLMEngine(
@@ -80,8 +79,7 @@ def _load_base(options: InspectOptions) -> Base:
         )
     )
     engine.shutdown()
-    loaded = engine.runner.loaded
-    return Base(engine.runner.base, base_weight_reader(loaded.model), loaded.dtype)
+    return Base(engine.runner.base, engine.runner.base_weight, engine.runner.loaded.dtype)
 
 
 def _show_failure(result: SearchResult, options: InspectOptions) -> int:

@@ -9,13 +9,11 @@ from pathlib import Path
 
 from loramux.adapters.packed import PackedAdapter, pack
 from loramux.adapters.peft_checkpoint import read_adapter
-from loramux.adapters.weights import BaseModelSpec
 from loramux.config import EngineArgs
 from loramux.errors import AdapterInvalid
 from loramux.lora.request import LoRARequest
 from loramux.metrics.state import Transition
-from loramux.model.loader import LoadedModel
-from loramux.model.lora_model import base_weight_reader
+from loramux.model.runner import ModelRunner
 
 LoadListener = Callable[[Transition, float], None]
 """Hears how many seconds an adapter took from one tier to the next; called from any thread."""
@@ -28,16 +26,15 @@ class AdapterLoader:
 
     def __init__(
         self,
-        base: BaseModelSpec,
-        loaded: LoadedModel,
+        runner: ModelRunner,
         args: EngineArgs,
         *,
         on_event: Callable[[str, LoRARequest], None] | None = None,
         on_load: LoadListener | None = None,
     ) -> None:
-        self._base = base
-        self._dtype = loaded.dtype
-        self._base_weight = base_weight_reader(loaded.model)
+        self._base = runner.base
+        self._dtype = runner.loaded.dtype
+        self._base_weight = runner.base_weight
         self._max_lora_rank = args.max_lora_rank
         self._base_match = args.base_match
         self._on_event = on_event

@@ -41,7 +41,7 @@ class AdapterPool:
     ) -> None:
         self._runner = runner
         self._is_enabled = args.enable_lora
-        loader = AdapterLoader(runner.base, runner.loaded, args, on_event=on_event, on_load=on_load)
+        loader = AdapterLoader(runner, args, on_event=on_event, on_load=on_load)
         self._on_load = on_load
         self.host_cache = HostCache(capacity=args.host_loras, load=loader.load, listener=loader)
         self.slots = SlotTable(args.max_loras)

@@ -13,6 +13,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from loramux.errors import ModelUnsupported
 from loramux.model.forward_context import DecodeGroup, ForwardContext, PrefillChunk, current_context
+from loramux_kernels import paged_decode
+from loramux_kernels.backend import use_numba
 
 ATTENTION_NAME = "loramux_paged"
 
@@ -63,12 +65,30 @@ def paged_attention(
     context.kv_cache.write(layer, key, value, context.kv_slots)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     score = ScoreRule(scale, sliding_window, softcap, s_aux)
-    output = query.new_empty(query.shape[0], query.shape[1], value.shape[-1])
+    return attend(context, layer, query, score)[None], None
+
+
+def attend(context: ForwardContext, layer: int, query: torch.Tensor, score: ScoreRule) -> torch.Tensor:
+    """Attend over the cache, which holds this pass's keys and values already.
+
+    query: [num_tokens, num_heads, key_dim]; returns [num_tokens, num_heads, value_dim], contiguous.
+    """
+    keys, values = context.kv_cache.keys[layer], context.kv_cache.values[layer]
+    output = query.new_empty(query.shape[0], query.shape[1], values.shape[-1])
     for chunk in context.prefills:
         output[chunk.start : chunk.end] = _prefill(context, layer, query[chunk.start : chunk.end], chunk, score)
+    if not context.decodes:
+        return output
+    is_plain = score.softcap is None and score.sinks is None and keys.shape == values.shape
+    is_compiled = is_plain and use_numba(query)
     for group in context.decodes:
-        output[group.rows] = _decode(context, layer, query[group.rows], group, score)
-    return output[None], None
+        if is_compiled:
+            sequences = (group.block_ids, group.lengths, group.rows)
+            flat, out = query.flatten(1), output.view(len(output), -1)
+            paged_decode(flat, keys, values, *sequences, out, scale=score.scale, window=score.window)
+        else:
+            output[group.rows] = _decode(context, layer, query[group.rows], group, score)
+    return output
 
 
 class ScoreRule:

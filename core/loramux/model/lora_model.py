@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from loramux.adapters.packed import PackedAdapter
 from loramux.adapters.weights import BaseModelSpec, LoRATarget
 from loramux.model.ends import lm_head, token_embedding, vocab_size
+from loramux.model.fused.linear import FusedLinear
 from loramux.model.lora_linear import attach_lora
 from loramux_kernels import SlotWeights
 
@@ -52,22 +53,17 @@ def _target(module: nn.Module, *, is_embedding: bool, is_lm_head: bool) -> LoRAT
     return None
 
 
-def base_weight_reader(model: PreTrainedModel) -> Callable[[str], torch.Tensor]:
-    """Return a function from a module's path to its base weight, for checks that need the values."""
-
-    def read(path: str) -> torch.Tensor:
-        weight = model.get_submodule(path).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
-
-    return read
-
-
 class LoRAModel:
     """The adapter slots of one model. Owned by the engine thread."""
 
     def __init__(
-        self, model: PreTrainedModel, targets: Mapping[str, LoRATarget], *, num_slots: int, dtype: torch.dtype
+        self,
+        model: PreTrainedModel,
+        targets: Mapping[str, LoRATarget],
+        *,
+        num_slots: int,
+        dtype: torch.dtype,
+        linears: Mapping[nn.Module, FusedLinear],
     ) -> None:
         self._device = model.device
         self._modules: dict[str, SlotWeights] = {}
@@ -75,7 +71,11 @@ class LoRAModel:
         self.num_placements = 0
         for path, target in targets.items():
             weights = SlotWeights(num_slots, target.in_features, target.out_features, dtype, model.device)
-            attach_lora(model.get_submodule(path), target, weights)
+            module = model.get_submodule(path)
+            if product := linears.get(module):
+                product.attach(module, weights)
+            else:
+                attach_lora(module, target, weights)
             self._modules[path] = weights
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:

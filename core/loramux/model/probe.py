@@ -32,10 +32,14 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """layers: what each attention layer caches. flat_modules: linear layers that work on the batch's rows in order."""
+    """layers: what each attention layer caches. flat_modules: linear layers that work on the batch's rows in order.
+
+    logits: [num_prompts, vocab], the model's own after the probe's prompts.
+    """
 
     layers: tuple[LayerShape, ...]
     flat_modules: frozenset[str]
+    logits: torch.Tensor
 
 
 class _ProbeCache(KVCache):
@@ -71,20 +75,35 @@ def probe(model: PreTrainedModel, name: str) -> ProbeResult:
 
 
 @torch.inference_mode()
+def check_fused(model: PreTrainedModel, probed: ProbeResult) -> None:
+    """Check that a model whose layers were replaced still gives its own logits; raises ModelUnsupported if not."""
+    prompts = _prompts(model)
+    cache = KVCache(
+        probed.layers, num_blocks=_num_blocks(prompts), block_size=BLOCK_SIZE, dtype=model.dtype, device=model.device
+    )
+    for is_first in (True, False):
+        logits = _paged_logits(model, cache, prompts, WindowRecord(), is_first=is_first)
+    _check_equal(logits, probed.logits, model.dtype)
+
+
+@torch.inference_mode()
 def _probe(model: PreTrainedModel) -> ProbeResult:
     prompts = _prompts(model)
-    expected = [_own_logits(model, prompt) for prompt in prompts]
+    expected = torch.stack([_own_logits(model, prompt) for prompt in prompts])
     num_layers = int(model.config.get_text_config(decoder=True).num_hidden_layers)
-    blocks_each = -(-max(LENGTHS) // BLOCK_SIZE)
-    cache = _ProbeCache(blocks_each * len(prompts), model.dtype, model.device)
+    cache = _ProbeCache(_num_blocks(prompts), model.dtype, model.device)
     windows = WindowRecord()
     with _record_flat_modules(model) as flat_modules:
         for is_first in (True, False):
             logits = _paged_logits(model, cache, prompts, windows, is_first=is_first)
             _check_writes(cache, num_layers)
     _check_windows(windows)
-    _check_equal(logits, torch.stack(expected), model.dtype)
-    return ProbeResult(tuple(cache.layers[index] for index in range(num_layers)), frozenset(flat_modules))
+    _check_equal(logits, expected, model.dtype)
+    return ProbeResult(tuple(cache.layers[index] for index in range(num_layers)), frozenset(flat_modules), expected)
+
+
+def _num_blocks(prompts: list[list[int]]) -> int:
+    return -(-max(LENGTHS) // BLOCK_SIZE) * len(prompts)
 
 
 def _prompts(model: PreTrainedModel) -> list[list[int]]:

@@ -13,14 +13,15 @@ from loramux.adapters.packed import PackedAdapter
 from loramux.adapters.weights import BaseModelSpec
 from loramux.batch import ScheduledBatch, ScheduledSequence
 from loramux.config import EngineArgs
-from loramux.errors import ConfigInvalid
+from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.forward_context import forward_context
+from loramux.model.fused.fuse import FusedModel, fuse
 from loramux.model.kv_cache import KVCache, LayerShape, bytes_per_token
 from loramux.model.loader import LoadedModel, check_rope
 from loramux.model.lora_model import LoRAModel, describe_base
-from loramux.model.probe import probe
+from loramux.model.probe import ProbeResult, check_fused, probe
 from loramux.model.sampler import SampledToken, Sampler, SamplingRow, Unchosen, prompt_logprobs
 
 logger = logging.getLogger(__name__)
@@ -54,9 +55,18 @@ class ModelRunner:
         self.kv_cache = KVCache(
             probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
         )
-        self.lora = _lora(loaded, self.base, args)
+        self.fused = _fuse(loaded, probed)
+        self.lora = _lora(loaded, self.base, args, self.fused)
         self.num_steps = 0
         self._sampler = Sampler()
+
+    def base_weight(self, path: str) -> torch.Tensor:
+        """The base weight of the module at a path, for checks that need its values; any thread may ask."""
+        module = self.loaded.model.get_submodule(path)
+        product = self.fused.linears.get(module)
+        weight = module.weight if product is None else product.weight_of(module)
+        assert isinstance(weight, torch.Tensor)
+        return weight
 
     def place_adapter(self, slot: int, adapter: PackedAdapter) -> None:
         """Fill a slot before the step that uses it."""
@@ -134,10 +144,24 @@ class ModelRunner:
         return tuple(prompt_logprobs(logits[: len(following)], following, row.params.prompt_logprobs))
 
 
-def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs) -> LoRAModel | None:
+def _fuse(loaded: LoadedModel, probed: ProbeResult) -> FusedModel:
+    """Give the layers their faster forms on a CPU, unless the model then computes something else."""
+    if loaded.device.type != "cpu":
+        return FusedModel()
+    fused = fuse(loaded.model, probed.flat_modules)
+    try:
+        check_fused(loaded.model, probed)
+    except ModelUnsupported as exc:
+        logger.warning("layers not fused model=%s reason=%r", type(loaded.model).__name__, str(exc))
+        fused.undo()
+    fused.pack()
+    return fused
+
+
+def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs, fused: FusedModel) -> LoRAModel | None:
     if not args.enable_lora:
         return None
-    return LoRAModel(loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype)
+    return LoRAModel(loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype, linears=fused.linears)
 
 
 def _size(loaded: LoadedModel, args: EngineArgs, layers: Sequence[LayerShape]) -> tuple[int, int]:

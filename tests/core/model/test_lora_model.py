@@ -16,7 +16,7 @@ from loramux.model.attention import ATTENTION_NAME
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.forward_context import forward_context
 from loramux.model.kv_cache import KVCache, LayerShape
-from loramux.model.lora_model import LoRAModel, base_weight_reader, describe_base
+from loramux.model.lora_model import LoRAModel, describe_base
 from loramux.model.probe import probe
 from tiny_models import build_model
 
@@ -75,10 +75,6 @@ def test_experts_and_routers_are_unservable_by_name(tmp_path: Path) -> None:
     assert all("cannot be served" in reason for reason in spec.unservable.values())
 
 
-def test_base_weights_are_read_by_path(model: PreTrainedModel) -> None:
-    assert base_weight_reader(model)(UP) is model.get_submodule(UP).weight
-
-
 def test_packing_folds_the_scaling_into_b_and_keeps_one_slab() -> None:
     adapter = packed("a", 4, scaling=0.5)
     plain = packed("a", 4)
@@ -102,7 +98,7 @@ def run_up_proj(model: PreTrainedModel, x: torch.Tensor, slots: list[int]) -> to
 
 
 def test_every_row_gets_the_delta_of_its_own_slot(model: PreTrainedModel) -> None:
-    slots = LoRAModel(model, {UP: LoRATarget("linear", 64, 96)}, num_slots=2, dtype=torch.float32)
+    slots = LoRAModel(model, {UP: LoRATarget("linear", 64, 96)}, num_slots=2, dtype=torch.float32, linears={})
     adapters = [packed("a", 1), packed("b", 17)]
     for slot, adapter in enumerate(adapters):
         slots.place(slot, adapter)
@@ -118,7 +114,7 @@ def test_every_row_gets_the_delta_of_its_own_slot(model: PreTrainedModel) -> Non
 
 
 def test_a_cleared_slot_adds_nothing_and_holds_nothing(model: PreTrainedModel) -> None:
-    slots = LoRAModel(model, {UP: LoRATarget("linear", 64, 96)}, num_slots=1, dtype=torch.float32)
+    slots = LoRAModel(model, {UP: LoRATarget("linear", 64, 96)}, num_slots=1, dtype=torch.float32, linears={})
     adapter = packed("a", 8)
     slab = weakref.ref(adapter.slab)
     slots.place(0, adapter)
@@ -134,7 +130,7 @@ def test_a_cleared_slot_adds_nothing_and_holds_nothing(model: PreTrainedModel) -
 
 def test_placing_replaces_what_was_there(model: PreTrainedModel) -> None:
     targets = {UP: LoRATarget("linear", 64, 96)}
-    slots = LoRAModel(model, targets, num_slots=1, dtype=torch.float32)
+    slots = LoRAModel(model, targets, num_slots=1, dtype=torch.float32, linears={})
     x = torch.randn(1, 64)
     slots.place(0, packed("a", 8))
     slots.place(0, packed("b", 2))

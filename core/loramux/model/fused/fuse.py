@@ -1,0 +1,126 @@
+"""Which layers of a model have a faster form: those whose code is, word for word, the code that the form stands for.
+
+Transformers' families are copies of a few originals, so their compiled code can be compared. Whoever differs by one
+instruction keeps its own forward. `runner` compares the fused model with the model before it is served.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import CodeType
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+
+from loramux.model.ends import lm_head
+from loramux.model.fused.layers import Forward, attention_forward, mlp_forward, norm_forward
+from loramux.model.fused.linear import FusedLinear
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+class FusedModel:
+    """A model some of whose forwards are replaced. `linears` has the product that each linear layer is part of."""
+
+    def __init__(self) -> None:
+        self.linears: dict[nn.Module, FusedLinear] = {}
+        self._replaced: list[nn.Module] = []
+
+    def replace(self, module: nn.Module, forward: Forward) -> None:
+        """Let a module compute by another forward."""
+        module.forward = forward
+        self._replaced.append(module)
+
+    def linear(self, members: Sequence[nn.Module], *, is_lm_head: bool = False) -> FusedLinear:
+        """One product for linear layers of one input."""
+        linears = [member for member in members if isinstance(member, nn.Linear)]
+        product = FusedLinear(linears, is_lm_head=is_lm_head)
+        self.linears.update(dict.fromkeys(members, product))
+        return product
+
+    def undo(self) -> None:
+        """Give every module its own forward back; only before `pack`."""
+        for module in self._replaced:
+            vars(module).pop("forward", None)
+        self.linears.clear()
+        self._replaced.clear()
+
+    def pack(self) -> None:
+        """Bring all weights into the form that products want; see FusedLinear.pack."""
+        for product in dict.fromkeys(self.linears.values()):
+            product.pack()
+
+
+def fuse(model: PreTrainedModel, flat_modules: Collection[str]) -> FusedModel:
+    """Replace what has a faster form. flat_modules: the paths of linear layers that see the batch's rows in order."""
+    fused = FusedModel()
+    flat = {model.get_submodule(path) for path in flat_modules}
+    for module in model.modules():
+        forward = _fused_forward(module, flat, fused)
+        if forward is not None:
+            fused.replace(module, forward)
+    head = lm_head(model)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module in flat and module not in fused.linears:
+            fused.replace(module, fused.linear([module], is_lm_head=module is head))
+    return fused
+
+
+def _fused_forward(module: nn.Module, flat: Collection[nn.Module], fused: FusedModel) -> Forward | None:
+    if _is_same(module, modeling_llama.LlamaRMSNorm):
+        return norm_forward(module.weight, module.variance_epsilon)  # type: ignore[arg-type]
+    if _is_same(module, modeling_llama.LlamaMLP) and _are_linear(module, MLP_PROJECTIONS, flat):
+        gate, up, down = (getattr(module, name) for name in MLP_PROJECTIONS)
+        return mlp_forward(fused.linear([gate, up]), fused.linear([down]), module.act_fn)  # type: ignore[arg-type]
+    window = _window(module)
+    if window is not None and _are_linear(module, PROJECTIONS, flat):
+        query, key, value, out = (getattr(module, name) for name in PROJECTIONS)
+        return attention_forward(module, fused.linear([query, key, value]), fused.linear([out]), window)
+    return None
+
+
+def _window(module: nn.Module) -> Callable[[], int | None] | None:
+    """How to learn the sliding window of an attention layer that has a fused form; None for any other module."""
+    rotary = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if rotary is None or not _same_code(rotary, modeling_llama.apply_rotary_pos_emb):
+        return None
+    if _is_same(module, modeling_llama.LlamaAttention):
+        return lambda: None
+    if _is_same(module, modeling_mistral.MistralAttention):
+        return functools.partial(getattr, module.config, "sliding_window", None)
+    if _is_same(module, modeling_qwen2.Qwen2Attention):
+        return functools.partial(getattr, module, "sliding_window")
+    return None
+
+
+def _are_linear(module: nn.Module, names: Sequence[str], flat: Collection[nn.Module]) -> bool:
+    members = [getattr(module, name, None) for name in names]
+    return all(type(member) is nn.Linear and member in flat for member in members)
+
+
+def _is_same(module: nn.Module, original: type[nn.Module]) -> bool:
+    return "forward" not in vars(module) and _same_code(type(module).forward, original.forward)
+
+
+def _same_code(function: Callable[..., object], original: Callable[..., object]) -> bool:
+    ours, theirs = (inspect.unwrap(one).__code__ for one in (function, original))
+    return list(_meaning(ours)) == list(_meaning(theirs))
+
+
+def _meaning(code: CodeType) -> Iterator[object]:
+    """What a function computes: its instructions, the names it uses and its constants, but for its docstring."""
+    yield code.co_code
+    yield code.co_names
+    yield code.co_varnames[: code.co_argcount]
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _meaning(constant)
+        elif not isinstance(constant, str) or len(constant) < len("a docstring, surely"):
+            yield constant
