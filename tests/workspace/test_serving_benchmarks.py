@@ -104,3 +104,14 @@ def test_steps_are_timed_with_few_and_with_many_registered(run: object, tiny_lla
     out = run("registered_adapters", str(tiny_llama), "--registered", "20", "--tokens", "3")
 
     assert "time per step, 20 registered / 10" in out
+
+
+def test_every_adapter_is_read_for_its_first_request_alone(target: tuple[EngineTarget, list[LoRARequest]]) -> None:
+    cold_adapter = importlib.import_module("cold_adapter")
+    counted = target[0].counting()
+
+    results = asyncio.run(cold_adapter.measure(target[0], ["lora-0", "lora-1"], 5))
+
+    assert [result.adapter for result in results] == ["lora-0", "lora-0", "lora-1", "lora-1"]
+    assert counted()["adapter_loads"] == {"lora-0": 1, "lora-1": 1}
+    assert counted()["num_slot_loads"] == 2
