@@ -21,9 +21,9 @@ class FusedLinear:
     """`x @ concat(weights).T + concat(biases)` of the members, whose outputs lie side by side.
 
     Until `pack`, the members' own weights are used. `pack` moves them into the form that MKL multiplies by, where torch
-    was built with MKL and the weights are float32 on a CPU: no product packs them again, and the members keep no weights
-    of their own. A row's result is then the same to the bit whatever rows are beside it, but for layers so small that MKL
-    multiplies a single row in another order.
+    was built with MKL and the weights are float32 on a CPU: no product packs them again, and the members keep no
+    weights of their own. A row's result is then the same to the bit whatever rows are beside it, but for layers so
+    small that MKL multiplies a single row in another order.
     """
 
     def __init__(self, members: Sequence[nn.Linear], *, is_lm_head: bool = False) -> None:
