@@ -43,6 +43,17 @@ def test_systems_with_the_same_weights_give_as_many_tokens_and_the_same_ones(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_in_which_nothing_was_measured_reports_that(compare: ModuleType) -> None:
+    report, rounds, checks, ceiling = (
+        importlib.import_module(f"comparison.{name}") for name in ("report", "rounds", "checks", "ceiling")
+    )
+    work = ceiling.ModelWork(layers=((10, 20),), head=(100, 10))
+
+    made = report.make_report({}, rounds.Outcome([], ["a system has ended"], {}), checks.Checked(0, 0, []), work)
+
+    assert (made.ceilings, made.failures, {goal.ratio for goal in made.goals}) == ({}, ["a system has ended"], {None})
+
+
 def test_an_answer_of_another_length_is_named(compare: ModuleType) -> None:
     one = _measured(compare, "transformers", [[1, 2, 3]])
 

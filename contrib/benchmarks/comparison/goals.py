@@ -114,12 +114,12 @@ GOALS = (
 )
 
 
-def goal_values(rounds: Mapping[int, RoundFigures], goal: Goal) -> list[float]:
-    """One value for each round that measured what the goal is about."""
+def values_of(rounds: Mapping[int, RoundFigures], question: Callable[[RoundFigures], float]) -> list[float]:
+    """One value for each round that measured what the question is about."""
     values = []
     for figures in rounds.values():
         try:
-            values.append(goal.value(figures))
+            values.append(question(figures))
         except KeyError:
             continue
     return values

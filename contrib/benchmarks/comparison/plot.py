@@ -15,6 +15,7 @@ COLORS = {
     "peft": "#00798c",
     "llama_cpp": "#edae49",
     "openvino": "#8d96a3",
+    "vllm": "#66589c",
 }
 
 

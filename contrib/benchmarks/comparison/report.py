@@ -12,7 +12,7 @@ from rich.table import Table
 from comparison.cases import Case
 from comparison.ceiling import ModelWork
 from comparison.checks import Checked
-from comparison.goals import GOALS, RoundFigures, Spread, goal_values, spread
+from comparison.goals import GOALS, RoundFigures, Spread, spread, values_of
 from comparison.rounds import Outcome
 from comparison.systems import SYSTEMS
 
@@ -85,13 +85,10 @@ def _figures(outcome: Outcome) -> dict[str, Spread]:
 
 
 def _ceilings(rounds: Mapping[int, RoundFigures]) -> dict[str, Spread]:
-    try:
-        return {
-            "base": _spread([figures.base_ceiling() for figures in rounds.values()]),
-            "one-request": _spread([figures.one_request_ceiling() for figures in rounds.values()]),
-        }
-    except KeyError:  # the limits were not measured
-        return {}
+    """One for each case that has one; none where the machine's limits were not measured."""
+    ceilings = {"base": RoundFigures.base_ceiling, "one-request": RoundFigures.one_request_ceiling}
+    found = {case: spread(values_of(rounds, ceiling)) for case, ceiling in ceilings.items()}
+    return {case: one for case, one in found.items() if one is not None}
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -102,7 +99,7 @@ def _spread(values: Sequence[float]) -> Spread:
 
 def _goal_result(rounds: Mapping[int, RoundFigures], index: int) -> GoalResult:
     goal = GOALS[index]
-    ratio = spread(goal_values(rounds, goal))
+    ratio = spread(values_of(rounds, goal.value))
     bound = f"{'≥' if goal.at_least else '≤'} {goal.bound}"
     return GoalResult(goal.title, bound, ratio, None if ratio is None else goal.is_reached_by(ratio.median))
 

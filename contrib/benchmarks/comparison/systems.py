@@ -99,5 +99,14 @@ SYSTEMS: Mapping[str, System] = {
             has_environment=True,
             is_default=False,
         ),
+        System(
+            name="vllm",
+            title="vLLM CPU",
+            program="vllm_offline.py",
+            cases=frozenset({"base", "one-adapter", "eight-adapters", "one-request"}),
+            is_exact=False,
+            has_environment=True,
+            is_default=False,
+        ),
     )
 }

@@ -17,6 +17,8 @@ from pathlib import Path
 
 PEERS = Path(__file__).resolve().parent
 DEFAULT = ("llama_cpp",)
+UNWANTED = {"vllm": ("torchvision", "torchaudio", "torchcodec")}
+"""What a package index may bring for another build of torch, and what text does not need; importing it would fail."""
 
 
 def main() -> int:
@@ -57,7 +59,10 @@ def _npm(requirements: Path, home: Path) -> bool:
 
 def _pip(requirements: Path, home: Path) -> bool:
     venv.create(home, with_pip=True)
-    return _run([str(home / "bin" / "pip"), "install", "--requirement", str(requirements)])
+    pip = str(home / "bin" / "pip")
+    is_done = _run([pip, "install", "--requirement", str(requirements)])
+    unwanted = UNWANTED.get(requirements.stem, ())
+    return is_done and (not unwanted or _run([pip, "uninstall", "--yes", *unwanted]))
 
 
 def _run(command: Sequence[str]) -> bool:
