@@ -1,17 +1,22 @@
-"""How much of a decode step attention takes: whole steps are timed, and the calls of the attention function in them."""
+"""How much of a decode step attention takes: whole steps are timed, and the calls of `attend` in them.
+
+`attend` is scores, softmax and weighted sum over the cache; projections, rotations and writing to the cache are not.
+"""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
-from transformers import AttentionInterface
 
 from loramux.batch import BASE_SLOT, ScheduledBatch, ScheduledSequence
 from loramux.engine.llm_engine import LLMEngine
-from loramux.model.attention import ATTENTION_NAME, paged_attention
+from loramux.model import attention
+from loramux.model.forward_context import ForwardContext
+from loramux.model.fused import layers
 from loramux.model.runner import ModelRunner
 from loramux.model.sampling_row import SamplingRow
 from loramux.sampling_params import SamplingParams
@@ -21,16 +26,19 @@ NUM_STEPS = 10
 
 
 class AttentionClock:
-    """Stands in for the attention function, and adds up the seconds of its calls."""
+    """Stands in for `attend`, and adds up the seconds of its calls."""
 
     def __init__(self) -> None:
+        self._attend = attention.attend
         self.seconds = 0.0
         self.num_calls = 0
 
-    def __call__(self, *arguments: object, **named: object) -> object:
+    def attend(
+        self, context: ForwardContext, layer: int, query: torch.Tensor, score: attention.ScoreRule
+    ) -> torch.Tensor:
         """Attend, and look at the clock before and after."""
         began = time.perf_counter()
-        result = paged_attention(*arguments, **named)  # type: ignore[arg-type]  # what a layer passes
+        result = self._attend(context, layer, query, score)
         self.seconds += time.perf_counter() - began
         self.num_calls += 1
         return result
@@ -45,11 +53,8 @@ def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) ->
     runner = engine.runner
     batch, rows = _decode_batch(runner, num_requests, num_context)
     clock = AttentionClock()
-    AttentionInterface.register(ATTENTION_NAME, clock)
-    try:
+    with mock.patch.object(attention, "attend", clock.attend), mock.patch.object(layers, "attend", clock.attend):
         step_seconds = _time_steps(lambda: runner.execute(batch, rows), clock)
-    finally:
-        AttentionInterface.register(ATTENTION_NAME, paged_attention)
     num_layers = len(runner.kv_cache.keys)
     if clock.num_calls != NUM_STEPS * num_layers:
         raise RuntimeError(f"attention was called {clock.num_calls} times in {NUM_STEPS} steps of {num_layers} layers")
