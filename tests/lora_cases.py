@@ -15,8 +15,8 @@ TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
     torch.float16: (1e-3, 4e-3),
     torch.bfloat16: (8e-3, 3e-2),
 }
-RANKS = (1, 8, 17, 64)
-ROWS = (1, 63, 100)
+RANKS = (1, 4, 8, 17, 64)
+ROWS = (1, 3, 63, 100)
 MIXES = ("none", "identical", "distinct", "zipf", "skewed")
 
 

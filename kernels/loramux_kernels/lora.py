@@ -1,10 +1,10 @@
 """The LoRA ops: add every row's own low-rank delta, `y[row] += (x[row] @ A.T) @ B.T`, to a batch of mixed adapters.
 
-Each op here is its contract, the torch reference that also serves on CPU, and the choice between it and Triton.
+Each op here is its contract, the torch reference, and the choice between it, numba (float32 on CPU) and Triton.
 In all of them: x, y and the weights share one dtype (float32, float16, bfloat16) and device; sums and the intermediate
 are float32; a result is rounded once, when it is added to y; rows in no segment, and rows whose slot has no pair, keep
-their bits; a row's result depends on no other row (up to the blocking of the backend's GEMM). ValueError names a shape
-that does not fit.
+their bits; a row's result depends on no other row (in the reference up to the blocking of torch's GEMM). ValueError
+names a shape that does not fit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from loramux_kernels import lora_torch
-from loramux_kernels.backend import use_triton
+from loramux_kernels.backend import use_numba, use_triton
 from loramux_kernels.segments import Segments
 from loramux_kernels.slot_weights import SlotWeights
 
@@ -59,14 +58,8 @@ def lora_linear(x: torch.Tensor, weights: SlotWeights, segments: Segments, y: to
     """Add `y[row] += (x[row] @ A.T) @ B.T` to the rows of every segment; x: [num_rows, in], y: [num_rows, out]."""
     if not segments.slots or not weights.max_rank:
         return
-    _check_rows(x, weights.in_features, weights, segments)
     _check_rows(y, weights.out_features, weights, segments)
-    if use_triton(x):
-        from loramux_kernels import lora_triton
-
-        lora_triton.linear(x, weights, segments, y)
-        return
-    lora_torch.linear(x, weights, segments, y)
+    lora_group(x, ((weights, 0),), segments, y)
 
 
 def lora_group(
@@ -75,10 +68,35 @@ def lora_group(
     """`lora_linear` of modules that share x and write side by side, as fused projections do.
 
     A member is a module's weights and the first of its columns in y: its delta is added to `y[:, first : first + out]`.
-    x: [num_rows, in], y: [num_rows, the columns of all members]. Members overlap in no column.
+    x: [num_rows, in], y: [num_rows, at least the columns of all members], which overlap in none.
     """
-    for weights, first in members:
-        lora_linear(x, weights, segments, y[:, first : first + weights.out_features])
+    changing = [member for member in members if member[0].max_rank]
+    if not segments.slots or not changing:
+        return
+    for weights, first in changing:
+        _check_rows(x, weights.in_features, weights, segments)
+        if not 0 <= first <= y.shape[1] - weights.out_features:
+            raise ValueError(f"y has {y.shape[1]} columns, a member writes {weights.out_features} from {first} on")
+    if use_numba(x) and x.stride(1) == y.stride(1) == 1:
+        from loramux_kernels import lora_numba  # numba is imported where it is used
+
+        lora_numba.group(x, changing, segments, y)
+        return
+    for weights, first in changing:
+        _add_linear(x, weights, segments, y[:, first : first + weights.out_features])
+
+
+def _add_linear(x: torch.Tensor, weights: SlotWeights, segments: Segments, y: torch.Tensor) -> None:
+    if use_triton(x):
+        from loramux_kernels import lora_triton
+
+        lora_triton.linear(x, weights, segments, y)
+        return
+    for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):
+        if weights.ranks[slot]:
+            a_transposed, b_transposed = weights.transposed(slot)
+            shrunk = x[start : start + length].float().mm(a_transposed)
+            y[start : start + length].add_(shrunk.mm(b_transposed))
 
 
 def lora_embedding(

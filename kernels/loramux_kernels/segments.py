@@ -17,8 +17,7 @@ import torch
 class Segments:
     """Rows `starts[i] : starts[i] + lengths[i]` of a batch of `num_rows` rows use adapter slot `slots[i]`.
 
-    Segments ascend by row, do not overlap and are not empty; one slot may own several. A scheduler that orders its
-    decode rows so that segments of one length (and, within it, of one rank) are adjacent gets the fastest CPU form.
+    Segments ascend by row, do not overlap and are not empty; one slot may own several.
     """
 
     slots: tuple[int, ...]

@@ -1,16 +1,15 @@
 """SlotWeights: the low-rank pairs of one wrapped module, one pair per adapter slot.
 
 The memory of the pairs belongs to whoever sets them. It must stay alive and unchanged until the slot is set again or
-cleared: what the ops derive from a pair (transposed views, stacks, addresses) is dropped by `set` and `clear` alone.
+cleared: what the ops derive from a pair (transposed views, addresses) is dropped by `set` and `clear` alone.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-
-MAX_STACKS = 4  # sets of slots stacked at a time per module: the runs of one batch, and of the batch before
 
 
 class SlotWeights:
@@ -34,15 +33,17 @@ class SlotWeights:
         self.has_even_ranks = True  # every rank a multiple of 8: so is every row of B
         self._pairs: list[Pair | None] = [None] * num_slots
         self._transposed: list[Pair | None] = [None] * num_slots
-        self._stacks: dict[tuple[int, ...], Pair] = {}
-        self._asked: set[tuple[int, ...]] = set()
         self._table = torch.zeros(3, num_slots, dtype=torch.int64, device=self.device)
         self._table_is_stale = False
+        self._float_table = np.zeros((2, num_slots), dtype=np.int64)
+        self._float_table_address: int = self._float_table.ctypes.data
+        self._float_table_is_stale = False
 
     def set(self, slot: int, a: torch.Tensor | None, b: torch.Tensor | None) -> None:
         """Place a pair in a slot; None or rank 0 means that the slot's adapter does not change this module.
 
-        Raises ValueError naming what does not fit: shape, dtype, device, or a view that is not contiguous.
+        B may be the transpose of a contiguous tensor, which is what a CPU reads. Raises ValueError naming what does not
+        fit: shape, dtype, device, or another view.
         """
         if a is None or b is None:
             if a is not b:
@@ -73,30 +74,16 @@ class SlotWeights:
         return self.ranks[slot]
 
     def transposed(self, slot: int) -> Pair:
-        """(A.T [in, rank], B.T [rank, out]) of a slot that has a pair, float32: views, or copies of a 16-bit pair."""
+        """(A.T [in, rank], B.T [rank, out]) of a slot that has a pair, float32, both as rows of rank lie in memory.
+
+        Views, or copies where the pair is 16-bit or B was not placed as the transpose of a contiguous tensor.
+        """
         cached = self._transposed[slot]
         if cached is None:
             pair = self._pairs[slot]
             assert pair is not None, f"slot {slot} has no pair"
-            cached = self._transposed[slot] = (pair[0].float().t(), pair[1].float().t())
+            cached = self._transposed[slot] = (pair[0].float().t(), pair[1].float().t().contiguous())
         return cached
-
-    def stack(self, slots: tuple[int, ...]) -> Pair | None:
-        """([n, in, max rank], [n, max rank, out]) of slots that have pairs, float32, zeros beyond a slot's rank.
-
-        None the first time that a set of slots is asked for: a batch that lasts one step does not repay the copy.
-        """
-        stack = self._stacks.get(slots)
-        if stack is None and slots in self._asked:
-            if len(self._stacks) >= MAX_STACKS:
-                del self._stacks[next(iter(self._stacks))]
-            stack = self._stacks[slots] = self._make_stack(slots)
-            self._asked.discard(slots)
-        elif stack is None:
-            if len(self._asked) >= MAX_STACKS:
-                self._asked.clear()
-            self._asked.add(slots)
-        return stack
 
     def table(self) -> torch.Tensor:
         """int64 [3, num_slots] on the device: the addresses of every A, of every B, and the ranks.
@@ -105,31 +92,28 @@ class SlotWeights:
         date here, on the current stream.
         """
         if self._table_is_stale:
+            assert all(pair is None or pair[1].is_contiguous() for pair in self._pairs)
             a, b = ([pair[i].data_ptr() if pair else 0 for pair in self._pairs] for i in (0, 1))
             self._table.copy_(torch.tensor([a, b, self.ranks], dtype=torch.int64))
             self._table_is_stale = False
         return self._table
 
-    def _make_stack(self, slots: tuple[int, ...]) -> Pair:
-        max_rank = max(self.ranks[slot] for slot in slots)
-        a = torch.zeros(len(slots), max_rank, self.in_features, device=self.device)
-        b = torch.zeros(len(slots), max_rank, self.out_features, device=self.device)
-        for i, slot in enumerate(slots):
-            a_transposed, b_transposed = self.transposed(slot)
-            a[i, : self.ranks[slot]] = a_transposed.t()
-            b[i, : self.ranks[slot]] = b_transposed
-        return a.transpose(1, 2), b  # A row-major, B transposed: the fastest of the four on CPU
+    def float_table(self) -> int:
+        """The address of int64 [2, num_slots] on the host: those of every A [rank, in] and B.T [rank, out], float32."""
+        if self._float_table_is_stale:
+            pairs = [self.transposed(slot) if rank else None for slot, rank in enumerate(self.ranks)]
+            self._float_table[:] = [[pair[i].data_ptr() if pair else 0 for pair in pairs] for i in (0, 1)]
+            self._float_table_is_stale = False
+        return self._float_table_address
 
     def _place(self, slot: int, pair: Pair | None, rank: int) -> None:
         if not 0 <= slot < self.num_slots:
             raise ValueError(f"slot {slot} is not one of 0..{self.num_slots - 1}")
         self._pairs[slot] = pair
         self._transposed[slot] = None
-        self._stacks = {slots: stack for slots, stack in self._stacks.items() if slot not in slots}
-        self._asked.clear()
         self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
         self.max_rank = max(self.ranks)
-        self._table_is_stale = True
+        self._table_is_stale = self._float_table_is_stale = True
         self.has_aligned_pairs = all(tensor.data_ptr() % 16 == 0 for p in self._pairs if p for tensor in p)
         self.has_even_ranks = all(r % 8 == 0 for r in self.ranks)
 
@@ -140,5 +124,5 @@ class SlotWeights:
             raise ValueError(f"slot {slot}: {name} is {tensor.dtype}, the module's rows are {self.dtype}")
         if tensor.device.type != self.device.type:
             raise ValueError(f"slot {slot}: {name} is on {tensor.device}, the module is on {self.device}")
-        if not tensor.is_contiguous():
+        if not tensor.is_contiguous() and not (name == "B" and tensor.t().is_contiguous()):
             raise ValueError(f"slot {slot}: {name} is not contiguous, strides {tensor.stride()}")

@@ -92,17 +92,12 @@ def test_a_pair_off_the_alignment_is_noticed() -> None:
     assert weights.has_even_ranks
 
 
-def test_a_set_of_slots_is_stacked_when_asked_for_again() -> None:
-    weights = make_weights()
-    weights.set(0, torch.ones(1, 6), torch.ones(10, 1))
-    weights.set(2, torch.ones(2, 6), torch.ones(10, 2))
-    assert weights.stack((0, 2)) is None
-    stack = weights.stack((0, 2))
-    assert stack is not None
-    assert stack[0].sum((1, 2)).tolist() == [6.0, 12.0]
-    assert stack[1].shape == (2, 2, 10)
-    assert weights.stack((0, 2)) is stack
-    weights.clear(1)  # not in the stack
-    assert weights.stack((0, 2)) is stack
-    weights.set(2, torch.ones(1, 6), torch.ones(10, 1))
-    assert weights.stack((0, 2)) is None
+def test_a_transposed_b_is_read_where_it_lies() -> None:
+    weights, rows = make_weights(), torch.randn(2, 10)
+    weights.set(1, torch.ones(2, 6), rows.t())
+    assert weights.transposed(1)[1].data_ptr() == rows.data_ptr()
+    weights.set(0, torch.ones(2, 6), rows.t().contiguous())
+    assert torch.equal(weights.transposed(0)[1], rows)
+    y = torch.zeros(2, 10)
+    lora_linear(torch.ones(2, 6), weights, Segments((0, 1), (0, 1), (1, 1), 2), y)
+    assert torch.equal(y[0], y[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +12,10 @@ from loramux.adapters.weights import AdapterWeights
 
 @dataclass(frozen=True, slots=True)
 class PackedModule:
-    """Views into the slab: a [rank, in_features] and b [out_features, rank], with the scaling folded into b."""
+    """Views into the slab: a [rank, in_features] and b [out_features, rank], with the scaling folded into b.
+
+    In memory b is [rank, out_features] where the adapter serves on a CPU, whose loops run along the outputs.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
@@ -37,31 +40,30 @@ class PackedAdapter:
         slab = self.slab.to(device, non_blocking=True)
         if slab is self.slab:
             return self
-        return _with_views(self, slab)
+        modules = {path: PackedModule(_view(slab, m.a), _view(slab, m.b)) for path, m in self.modules.items()}
+        return replace(self, slab=slab, modules=modules)
 
 
-def pack(weights: AdapterWeights, dtype: torch.dtype) -> PackedAdapter:
-    """Cast an adapter to the serving dtype; the scaling is multiplied in float32 before the cast."""
+def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> PackedAdapter:
+    """Cast an adapter to the serving dtype, in the layout of the device it will serve on, but in host memory.
+
+    The scaling is multiplied in float32 before the cast.
+    """
+    is_cpu = device.type == "cpu"
     tensors: list[torch.Tensor] = []
     for module in weights.modules.values():
-        tensors.append(module.a.to(dtype).flatten())
-        tensors.append((module.b.to(torch.float32) * module.scaling).to(dtype).flatten())
+        b = (module.b.to(torch.float32) * module.scaling).to(dtype)
+        tensors += [module.a.to(dtype).flatten(), (b.t() if is_cpu else b).flatten()]
     slab = torch.cat(tensors)
-    shapes = {path: (module.a.shape, module.b.shape) for path, module in weights.modules.items()}
-    return PackedAdapter(weights.name, weights.digest, slab, _views(slab, shapes), weights.max_rank)
-
-
-def _with_views(adapter: PackedAdapter, slab: torch.Tensor) -> PackedAdapter:
-    shapes = {path: (module.a.shape, module.b.shape) for path, module in adapter.modules.items()}
-    return PackedAdapter(adapter.name, adapter.digest, slab, _views(slab, shapes), adapter.max_rank)
-
-
-def _views(slab: torch.Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> dict[str, PackedModule]:
+    pieces = iter(torch.split(slab, [tensor.numel() for tensor in tensors]))
     modules: dict[str, PackedModule] = {}
-    offset = 0
-    for path, (a_shape, b_shape) in shapes.items():
-        b_offset = offset + a_shape.numel()
-        end = b_offset + b_shape.numel()
-        modules[path] = PackedModule(slab[offset:b_offset].view(a_shape), slab[b_offset:end].view(b_shape))
-        offset = end
-    return modules
+    for path, module in weights.modules.items():
+        a, b = next(pieces), next(pieces)
+        b = b.view(module.b.t().shape).t() if is_cpu else b.view(module.b.shape)
+        modules[path] = PackedModule(a.view(module.a.shape), b)
+    return PackedAdapter(weights.name, weights.digest, slab, modules, weights.max_rank)
+
+
+def _view(slab: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of a copied slab that `like` is of the original."""
+    return slab.as_strided(like.shape, like.stride(), like.storage_offset())

@@ -34,6 +34,7 @@ class AdapterLoader:
     ) -> None:
         self._base = runner.base
         self._dtype = runner.loaded.dtype
+        self._device = runner.loaded.model.device
         self._base_weight = runner.base_weight
         self._max_lora_rank = args.max_lora_rank
         self._base_match = args.base_match
@@ -55,7 +56,7 @@ class AdapterLoader:
         )
         if request.digest not in (None, weights.digest):
             raise AdapterInvalid(request.lora_name, "its files have changed since it was found.")
-        adapter = pack(weights, self._dtype)
+        adapter = pack(weights, self._dtype, self._device)
         seconds = time.perf_counter() - started
         if self._on_load is not None:
             self._on_load("disk_to_host", seconds)

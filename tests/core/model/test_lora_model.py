@@ -39,12 +39,15 @@ def model(tiny_llama: Path) -> PreTrainedModel:
     return load(tiny_llama)
 
 
-def packed(name: str, rank: int, *, scaling: float = 1.0) -> PackedAdapter:
+CPU = torch.device("cpu")
+
+
+def packed(name: str, rank: int, *, scaling: float = 1.0, device: torch.device = CPU) -> PackedAdapter:
     generator = torch.Generator().manual_seed(rank)
     module = ModuleWeights(
         torch.randn(rank, 64, generator=generator), torch.randn(96, rank, generator=generator), scaling
     )
-    return pack(AdapterWeights(name, name, {UP: module}, 0), torch.float32)
+    return pack(AdapterWeights(name, name, {UP: module}, 0), torch.float32, device)
 
 
 def test_a_dense_model_is_described_whole(model: PreTrainedModel) -> None:
@@ -84,7 +87,27 @@ def test_packing_folds_the_scaling_into_b_and_keeps_one_slab() -> None:
     assert torch.equal(module.a, plain.modules[UP].a)
     assert module.a.untyped_storage().data_ptr() == module.b.untyped_storage().data_ptr()
     assert adapter.nbytes == 4 * (64 + 96) * 4
-    assert adapter.to(torch.device("cpu")) is adapter
+    assert adapter.to(CPU) is adapter
+
+
+def test_b_lies_in_memory_as_the_device_reads_it() -> None:
+    for_cpu, for_gpu = packed("a", 4).modules[UP], packed("a", 4, device=torch.device("cuda")).modules[UP]
+    assert torch.equal(for_cpu.b, for_gpu.b)
+    assert for_cpu.b.t().is_contiguous()
+    assert for_gpu.b.is_contiguous()
+
+
+def test_a_slab_on_another_device_has_the_same_layout() -> None:
+    adapter = packed("a", 4)
+    moved = adapter.to(torch.device("meta"))
+    for name in ("a", "b"):
+        before, after = getattr(adapter.modules[UP], name), getattr(moved.modules[UP], name)
+        assert after.is_meta
+        assert (after.shape, after.stride(), after.storage_offset()) == (
+            before.shape,
+            before.stride(),
+            before.storage_offset(),
+        )
 
 
 def run_up_proj(model: PreTrainedModel, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
