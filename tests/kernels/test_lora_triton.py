@@ -106,5 +106,5 @@ def test_the_interpreter_never_serves_a_gpu_unasked(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend='cuda' is not one of 'torch', 'triton', None"):
+    with pytest.raises(ValueError, match="backend='cuda' is not one of 'torch', 'numba', 'triton', None"):
         select_backend("cuda")  # type: ignore[arg-type]  # the point of the test

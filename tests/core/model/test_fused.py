@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from loramux.config import EngineArgs
 from loramux.errors import ModelUnsupported
@@ -39,9 +39,9 @@ def fused_kinds(model: PreTrainedModel) -> set[str]:
 @pytest.mark.parametrize(
     ("family", "fused"),
     [
-        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "Linear"}),
-        ("mistral", {"MistralRMSNorm", "MistralMLP", "MistralAttention", "Linear"}),
-        ("qwen2", {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention", "Linear"}),
+        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer", "Linear"}),
+        ("mistral", {"MistralRMSNorm", "MistralMLP", "MistralAttention", "MistralDecoderLayer", "Linear"}),
+        ("qwen2", {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention", "Qwen2DecoderLayer", "Linear"}),
         ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Linear"}),
         ("gemma2", {"Gemma2MLP", "Linear"}),
         ("gpt2", {"Linear"}),
@@ -82,8 +82,9 @@ def test_what_computes_something_else_is_found_out_and_undone(
 ) -> None:
     def fuse_wrongly(model: PreTrainedModel, flat_modules: frozenset[str]) -> FusedModel:
         fused = fuse(model, flat_modules)
-        mlp = model.model.layers[0].mlp
-        fused.replace(mlp, lambda x: 2 * LlamaMLP.forward(mlp, x))
+        layer = model.model.layers[0]
+        forward = fused.forward_of(layer)
+        fused.replace(layer, lambda *given, **named: 2 * forward(*given, **named))
         return fused
 
     monkeypatch.setattr(runner_module, "fuse", fuse_wrongly)

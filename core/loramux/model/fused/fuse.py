@@ -19,11 +19,12 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 
 from loramux.model.ends import lm_head
-from loramux.model.fused.layers import Forward, attention_forward, mlp_forward, norm_forward
+from loramux.model.fused.layers import Forward, attention_forward, decoder_forward, mlp_forward, norm_forward
 from loramux.model.fused.linear import FusedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+DECODER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
 class FusedModel:
@@ -37,6 +38,10 @@ class FusedModel:
         """Let a module compute by another forward."""
         module.forward = forward
         self._replaced.append(module)
+
+    def forward_of(self, module: nn.Module) -> Forward | None:
+        """The forward that a module was given, None where it has its own."""
+        return vars(module).get("forward")
 
     def linear(self, members: Sequence[nn.Module], *, is_lm_head: bool = False) -> FusedLinear:
         """One product for linear layers of one input."""
@@ -66,6 +71,11 @@ def fuse(model: PreTrainedModel, flat_modules: Collection[str]) -> FusedModel:
         forward = _fused_forward(module, flat, fused)
         if forward is not None:
             fused.replace(module, forward)
+    for module in model.modules():
+        if _is_same(module, modeling_llama.LlamaDecoderLayer):
+            parts = [fused.forward_of(getattr(module, name)) for name in DECODER_PARTS]
+            if None not in parts:
+                fused.replace(module, decoder_forward(*(part for part in parts if part is not None)))
     head = lm_head(model)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module in flat and module not in fused.linears:

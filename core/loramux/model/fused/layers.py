@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from loramux.model.forward_context import current_context
 from loramux.model.fused.linear import FusedLinear
 from loramux_kernels import rms_norm, rotate_and_store, silu_mul
 
-Forward = Callable[..., object]
+Forward = Callable[..., Any]
 
 
 def norm_forward(weight: torch.Tensor, eps: float) -> Forward:
@@ -62,5 +63,23 @@ def attention_forward(
         query = rows[:, : num_heads * dim].view(-1, num_heads, dim)
         attended = attend(context, layer, query, ScoreRule(scale, window()))
         return out(attended.flatten(1)).view(hidden_states.shape), None
+
+    return forward
+
+
+def decoder_forward(norm: Forward, attention: Forward, mlp_norm: Forward, mlp: Forward) -> Forward:
+    """Llama's pre-norm decoder layer, straight through its parts' fused forwards.
+
+    Calling a module costs as much as a small op does; and each part's output is its own to be added to.
+    """
+
+    def forward(
+        hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_unused: object
+    ) -> torch.Tensor:
+        attended, _weights = attention(norm(hidden_states), position_embeddings)
+        attended += hidden_states
+        result: torch.Tensor = mlp(mlp_norm(attended))
+        result += attended
+        return result
 
     return forward
