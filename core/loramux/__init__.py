@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from loramux.garbage import without_collection
+
 if TYPE_CHECKING:
     from loramux.config import EngineArgs
     from loramux.engine.async_llm_engine import AsyncLLMEngine
@@ -54,7 +56,8 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'loramux' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    with without_collection():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

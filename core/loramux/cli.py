@@ -22,6 +22,7 @@ from loramux.bench.arguments import (
 )
 from loramux.config import BaseMatch
 from loramux.errors import ConfigInvalid, LoramuxError
+from loramux.garbage import without_collection
 from loramux.server.observing.log_format import configure_logging
 from loramux.server.startup.arguments import (
     STORE_VARIABLE,
@@ -122,7 +123,8 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     config = read_server_config(arguments, os.environ)
     refuse_missing_folders(config.lora_modules)
-    from loramux.server.startup.launch import serve  # imports torch: not before the arguments are known to be good
+    with without_collection():
+        from loramux.server.startup.launch import serve  # imports torch: not before the arguments are known to be good
 
     return serve(config)
 

@@ -16,6 +16,8 @@ from loramux.config import DTypeName, EngineArgs
 from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.attention import ATTENTION_NAME
 from loramux.model.ends import vocab_size
+from loramux.model.host_memory import keep_freed_memory
+from loramux.model.threads import use_physical_cores
 
 # These rescale positions by the longest sequence of the whole batch, so a request would depend on its neighbours.
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -59,6 +61,9 @@ def load_model(args: EngineArgs) -> LoadedModel:
     """Read the weights; raises ModelUnsupported or ConfigInvalid, naming the model and the reason."""
     source = locate(args.model)
     device = _choose_device(args)
+    if device.type == "cpu":
+        use_physical_cores()
+        keep_freed_memory()
     gguf = {} if source.gguf_file is None else {"gguf_file": source.gguf_file}
     try:
         config = AutoConfig.from_pretrained(source.location, **gguf)
