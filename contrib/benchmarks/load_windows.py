@@ -39,6 +39,7 @@ class LoadWindows:
         running.add_done_callback(streams.end)
         try:
             await streams.wait_for_tokens(TOKENS_BETWEEN_LOADS)
+            streams.forget()  # their prompts, and adapters of their own that were loaded first
             windows = []
             for number, name in enumerate(cold):
                 began = time.perf_counter()
@@ -81,6 +82,11 @@ class _Streams:
         """Wake whoever waits for tokens that will not come."""
         self._ended = task
         self._came.set()
+
+    def forget(self) -> None:
+        """Count from now on."""
+        for pieces in self._pieces:
+            pieces.clear()
 
     def gaps(self) -> list[Interval]:
         return [gap for pieces in self._pieces for gap in pairwise(pieces)]

@@ -79,7 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a safetensors folder")
     parser.add_argument("--adapters", type=int, default=1000, help="on the disk (1000)")
-    parser.add_argument("--requests", type=int, default=64, help="of each load (64)")
+    parser.add_argument("--requests", type=int, default=128, help="of each load (128)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each prompt and answer (64)")
     parser.add_argument("--sample", type=int, default=8, help="answers that are asked for again, alone (8)")
     parser.add_argument("--loads", type=int, default=16, help="adapters that arrive while streams run (16)")
