@@ -28,7 +28,8 @@ class EngineArgs:
     max_cpu_loras: adapters kept in host memory; more adapters than that in flight take turns.
     max_model_len: most tokens of one sequence, prompt and answer; None = what the model and the KV memory allow.
     max_num_batched_tokens: tokens computed in one step; longer prompts are prefilled in chunks of it.
-    dtype: "auto" is float32 on a CPU, the checkpoint's own dtype on a GPU.
+    dtype: "auto" is the checkpoint's own dtype on a GPU; on a CPU it is float32, but bfloat16 where the checkpoint is
+    and the CPU multiplies it natively (AMX, AVX-512 BF16).
     kv_cache_memory_bytes: memory for KV blocks; None = `memory_utilization` (a share) of what is free after loading.
     base_match: how strictly an adapter's `base_model_name_or_path` must name this base.
     Raises ConfigInvalid, which names the setting, its value and what is accepted.

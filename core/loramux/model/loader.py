@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,19 @@ def _choose_dtype(name: DTypeName, config: PretrainedConfig, device: torch.devic
         dtype = getattr(torch, name)
         assert isinstance(dtype, torch.dtype)
         return dtype
-    if device.type == "cpu":
-        return torch.float32
     stored = getattr(config, "dtype", None)
+    if device.type == "cpu":
+        is_native = stored is torch.bfloat16 and multiplies_bfloat16(torch.cpu.get_capabilities())
+        return torch.bfloat16 if is_native else torch.float32
     return stored if isinstance(stored, torch.dtype) else torch.float16
+
+
+def multiplies_bfloat16(capabilities: Mapping[str, object]) -> bool:
+    """Say whether a CPU of these capabilities (torch.cpu.get_capabilities) has instructions for bfloat16 products.
+
+    What it can do decides, not a timing: a server that starts again computes in the same dtype again.
+    """
+    return any(capabilities.get(name) is True for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, T5Config, T5ForConditiona
 from loramux import EngineArgs
 from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.attention import ATTENTION_NAME
-from loramux.model.loader import ModelSource, check_rope, load_model, locate
+from loramux.model.loader import ModelSource, check_rope, load_model, locate, multiplies_bfloat16
 
 
 def test_a_folder_a_gguf_file_and_a_hub_id_are_told_apart(tiny_llama: Path, tmp_path: Path) -> None:
@@ -24,6 +24,27 @@ def test_a_folder_a_gguf_file_and_a_hub_id_are_told_apart(tiny_llama: Path, tmp_
     assert locate(str(tiny_llama)) == ModelSource(str(tiny_llama))
     assert locate(str(file)) == ModelSource(str(tmp_path), "model.gguf")
     assert locate("org/name") == ModelSource("org/name")
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_auto_is_bfloat16_where_the_checkpoint_is_and_the_cpu_multiplies_it(
+    tiny_llama: Path, tmp_path: Path, stored: str
+) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / stored)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": stored}))
+
+    is_native = stored == "bfloat16" and multiplies_bfloat16(torch.cpu.get_capabilities())
+
+    expected = torch.bfloat16 if is_native else torch.float32
+    assert load_model(EngineArgs(model=str(folder))).dtype is expected
+
+
+def test_only_instructions_for_bfloat16_products_count() -> None:
+    assert multiplies_bfloat16({"avx512_bf16": True, "amx_bf16": False})
+    assert multiplies_bfloat16({"amx_bf16": True})
+    assert not multiplies_bfloat16({"avx512_f": True, "amx_tile": True, "avx512_bf16": False})
+    assert not multiplies_bfloat16({})
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./no/such", "../no/such", "~/no/such"])
