@@ -1,8 +1,8 @@
-"""Time `lora_linear` on CPU beside the base GEMM of the same module: `python contrib/benchmarks/lora_ops.py`.
+"""Time `lora_group` on CPU beside the base GEMM of the same projections: `python contrib/benchmarks/lora_ops.py`.
 
-One line per shape and batch: microseconds per call of the plain two products per segment, of the op, of the base GEMM;
-then the op's share of the base GEMM, and what it costs in a step of 210 wrapped modules. Each figure is the best of 15
-blocks, the three calls taking turns: it leaves out what other load on the machine costs.
+One line per group of projections and batch, and one for a whole layer: microseconds per call of the op and of the base
+GEMM, and the op's share of it. The calls go through as many layers as a model has, so that weights come from memory as
+they do in a step. Each figure is the median of the rounds, in which op and base take turns.
 """
 
 from __future__ import annotations
@@ -11,87 +11,97 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from statistics import median
 
 import torch
 
-from loramux_kernels import Segments, SlotWeights, lora_linear
+from loramux_kernels import Segments, SlotWeights, lora_group
 
-MODULES_PER_STEP = 210  # 30 layers of 7 wrapped modules: SmolLM2-135M
-SHAPES = ((576, 576), (576, 1536), (1536, 576), (1536, 1536))
-LENGTHS: dict[str, tuple[int, ...]] = {
+GROUPS: dict[str, tuple[int, tuple[int, ...]]] = {  # of SmolLM2-135M
+    "q, k, v": (576, (576, 192, 192)),
+    "o": (576, (576,)),
+    "gate, up": (576, (1536, 1536)),
+    "down": (1536, (576,)),
+}
+BATCHES: dict[str, tuple[int, ...]] = {
     "8 x 1": (1,) * 8,
     "8 x 4": (4,) * 8,
     "32 x 1": (1,) * 32,
-    "skewed": (9, 3, 2, 1, 1, 1, 1, 1),
-    "1 x 8": (8,),
-    "1 x 256": (256,),
+    "skewed": (17, 4, 3, 3, 2, 1, 1, 1),
+    "1 x 32": (32,),
+    "8 x 64": (64,) * 8,
+    "1 x 512": (512,),
 }
 
 
-def best_microseconds(
-    calls: Sequence[Callable[[], object]], *, rounds: int = 15, seconds: float = 0.004
-) -> list[float]:
-    """The fastest block of each call; the calls take turns, so that other load meets all of them."""
-    counts = [max(3, int(seconds / max(block_seconds(call, 5), 1e-6))) for call in calls]
-    best = [float("inf")] * len(calls)
-    for _ in range(rounds):
-        for i, (call, count) in enumerate(zip(calls, counts, strict=True)):
-            best[i] = min(best[i], block_seconds(call, count) * 1e6)
-    return best
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights of a group: of the base, and of every slot of every member."""
+
+    base: torch.Tensor
+    members: tuple[tuple[SlotWeights, int], ...]
+
+    @classmethod
+    def of(cls, group: tuple[int, tuple[int, ...]], ranks: Sequence[int]) -> Layer:
+        in_features, widths = group
+        members = []
+        for first, out_features in zip(accumulate(widths, initial=0), widths, strict=False):
+            weights = SlotWeights(len(ranks), in_features, out_features, torch.float32, "cpu")
+            for slot, rank in enumerate(ranks):
+                weights.set(slot, torch.randn(rank, in_features), torch.randn(rank, out_features).t())
+            members.append((weights, first))
+        return cls(torch.randn(sum(widths), in_features), tuple(members))
 
 
-def block_seconds(call: Callable[[], object], count: int) -> float:
-    """The mean of one block of calls."""
+def seconds_of(call: Callable[[Layer], object], layers: Sequence[Layer]) -> float:
+    """One call per layer."""
     began = time.perf_counter()
-    for _ in range(count):
-        call()
-    return (time.perf_counter() - began) / count
+    for layer in layers:
+        call(layer)
+    return (time.perf_counter() - began) / len(layers)
 
 
-def measure(features: tuple[int, int], rank: int, lengths: tuple[int, ...], dtype: torch.dtype) -> list[float]:
-    """Microseconds of (two products per segment, the op, the base GEMM)."""
-    in_features, out_features = features
-    weights = SlotWeights(len(lengths), in_features, out_features, dtype, "cpu")
-    for slot in range(len(lengths)):
-        weights.set(slot, torch.randn(rank, in_features).to(dtype), torch.randn(out_features, rank).to(dtype))
+def measure(layers: Sequence[Layer], lengths: tuple[int, ...], rounds: int) -> tuple[float, float]:
+    """Microseconds of (the op, the base GEMM)."""
     starts = (0, *accumulate(lengths[:-1]))
-    segments = Segments(tuple(range(len(lengths))), starts, lengths, sum(lengths))
-    x, y = torch.randn(sum(lengths), in_features).to(dtype), torch.randn(sum(lengths), out_features).to(dtype)
-    base = torch.randn(out_features, in_features).to(dtype)
-    pairs = [(weights.a(slot), weights.b(slot)) for slot in range(len(lengths))]
-
-    def plain() -> None:
-        for (a, b), rows, out in zip(pairs, torch.split(x, list(lengths)), torch.split(y, list(lengths)), strict=True):
-            assert a is not None
-            assert b is not None
-            out.add_(rows.mm(a.t()).mm(b.t()))
-
-    calls = (plain, lambda: lora_linear(x, weights, segments, y), lambda: torch.nn.functional.linear(x, base))
-    return best_microseconds(calls)
+    x, y = torch.randn(sum(lengths), layers[0].base.shape[1]), torch.zeros(sum(lengths), layers[0].base.shape[0])
+    slots = tuple(range(len(lengths)))
+    op: list[float] = []
+    base: list[float] = []
+    for _ in range(rounds + 1):
+        segments = Segments(slots, starts, lengths, sum(lengths))  # planned anew, as in every step
+        op.append(seconds_of(lambda layer: lora_group(x, layer.members, segments, y), layers))  # noqa: B023 - called here
+        base.append(seconds_of(lambda layer: torch.nn.functional.linear(x, layer.base), layers))
+    return median(op[1:]) * 1e6, median(base[1:]) * 1e6
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 64], help="of the slots, in turn")
+    parser.add_argument("--batches", nargs="+", default=list(BATCHES), choices=list(BATCHES), metavar="BATCH")
+    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    dtype = getattr(torch, arguments.dtype)
-    sys.stdout.write(f"{torch.__version__}, {arguments.threads} thread(s), {arguments.dtype}; segments x rows\n")
-    sys.stdout.write("| in -> out | rank | segments | plain us | op us | base us | op / base | ms per step |\n")
-    sys.stdout.write("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |\n")
+    write = sys.stdout.write
+    write(f"{torch.__version__}, {arguments.threads} thread(s), float32, ranks {arguments.ranks}\n")
+    write("| segments x rows | group | op us | base us | op / base |\n| --- | --- | ---: | ---: | ---: |\n")
     with torch.inference_mode():
-        for features in SHAPES:
-            for rank in arguments.ranks:
-                for name, lengths in LENGTHS.items():
-                    plain, op, base = measure(features, rank, lengths, dtype)
-                    sys.stdout.write(
-                        f"| {features[0]} -> {features[1]} | {rank} | {name} | {plain:.1f} | {op:.1f} | {base:.1f} "
-                        f"| {op / base:.2f} | {op * MODULES_PER_STEP / 1000:.1f} |\n"
-                    )
+        totals = {name: [0.0, 0.0] for name in arguments.batches}
+        for group, shape in GROUPS.items():
+            most = max(len(BATCHES[name]) for name in arguments.batches)
+            ranks = [arguments.ranks[slot % len(arguments.ranks)] for slot in range(most)]
+            layers = [Layer.of(shape, ranks) for _ in range(arguments.layers)]
+            for name in arguments.batches:
+                op, base = measure(layers, BATCHES[name], arguments.rounds)
+                totals[name] = [totals[name][0] + op, totals[name][1] + base]
+                write(f"| {name} | {group} | {op:.0f} | {base:.0f} | {op / base:.2f} |\n")
+        for name, (op, base) in totals.items():
+            write(f"| {name} | a layer | {op:.0f} | {base:.0f} | {op / base:.2f} |\n")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from loramux_kernels.tiles_numba import (
 
 WIDE = COLUMNS * LANES  # columns of an expand's tile
 PIECE_ROWS = 64
-PIECE_RANK = 16  # of a shrink: as many rows of A
-PIECE_WIDTH = 4 * WIDE  # of an expand: columns
+PIECE_RANK = 32  # of a shrink: as many rows of A
+PIECE_WIDTH = 8 * WIDE  # of an expand: columns
 SHORT = 1 << 16  # multiplications: a loop of fewer is done before a second thread has begun
 ITEM = 10  # numbers of an item
 
@@ -144,12 +144,12 @@ def _shrink_columns(x: int, num_rows: int, a: int, last: int, ahead: int, out: i
     row = 0
     while row + 4 <= num_rows and MAX_ROWS >= 4:
         shrink_4(x + sizes[0] * row, a, last, ahead, out + sizes[2] * row, sizes)
-        ahead = 0
         row += 4
+        ahead = x + sizes[0] * (row + 4)
     while row + 2 <= num_rows:
         shrink_2(x + sizes[0] * row, a, last, ahead, out + sizes[2] * row, sizes)
-        ahead = 0
         row += 2
+        ahead = x + sizes[0] * (row + 2)
     if row < num_rows:
         shrink_1(x + sizes[0] * row, a, last, ahead, out + sizes[2] * row, sizes)
 
@@ -169,7 +169,7 @@ def shrink() -> Loop:
             x, out = a[2] + a[3] * first, a[5] + a[6] * first + 4 * (column + start)
             weights = ints(a[8 + member], pair + 1)[pair] + stride * start
             for j in range(0, rank, COLUMNS):
-                ahead = COLUMNS * stride if j + 2 * COLUMNS <= rank else 0
+                ahead = weights + stride * (j + COLUMNS if j + 2 * COLUMNS <= rank else j)
                 sizes = (a[3], stride, a[6], in_features)
                 _shrink_columns(x, num_rows, weights + stride * j, rank - j - 1, ahead, out + 4 * j, sizes)
 

@@ -150,7 +150,8 @@ class _Emitter:
 def _shrink_tile(rows: int) -> Any:
     """out[row, column] = x[row] . a[column], for 4 columns, of which those after the `last` repeat it.
 
-    `ahead` is how much further on in `a` to prefetch. Sizes: strides of x, a and out, and the length of a row.
+    `ahead` is where the next 4 rows lie that will be needed, of a or of x. Sizes: strides of x, a and out, and the
+    length of a row.
     """
 
     @intrinsic
@@ -161,11 +162,12 @@ def _shrink_tile(rows: int) -> Any:
             emit = _Emitter(builder)
             x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
             a_rows = [emit.at(a, emit.minimum(column, last), a_stride) for column in range(COLUMNS)]
+            ahead_rows = [emit.at(ahead, emit.int64(row), a_stride) for row in range(COLUMNS)]
 
             def step(offset: Any, totals: list[Any], mask: Any = None) -> list[Any]:
                 ours = [emit.load(builder.add(row, offset), mask) for row in a_rows]
-                for row in a_rows:
-                    emit.prefetch(builder.add(builder.add(row, offset), ahead))
+                for row in ahead_rows:
+                    emit.prefetch(builder.add(row, offset))
                 theirs = [emit.load(builder.add(row, offset), mask) for row in x_rows]
                 return [emit.fma(theirs[i // COLUMNS], ours[i % COLUMNS], total) for i, total in enumerate(totals)]
 
@@ -188,7 +190,8 @@ def _shrink_tile(rows: int) -> Any:
 def _expand_tile(rows: int, columns: int) -> Any:
     """y[row, :] += sum over j of s[row, j] * b[j, :], on `columns` vectors, or on the first `width` lanes of one.
 
-    `ahead` is how much further on in `b` to prefetch. Sizes: strides of s, b and y, and the rank.
+    `ahead` is how much further on in `b` to prefetch; of y, the rows that follow are. Sizes: strides of s, b and y,
+    and the rank.
     """
 
     @intrinsic
@@ -209,6 +212,9 @@ def _expand_tile(rows: int, columns: int) -> Any:
                 theirs = [emit.broadcast(emit.at(row, j, emit.int64(4))) for row in s_rows]
                 return [emit.fma(theirs[i // columns], ours[i % columns], total) for i, total in enumerate(totals)]
 
+            for row in range(rows, 2 * rows):
+                for offset in offsets:
+                    emit.prefetch(builder.add(emit.at(y, emit.int64(row), y_stride), offset))
             totals = emit.repeat(rank, [_ZEROS] * (rows * columns), step)
             for i, total in enumerate(totals):
                 row = emit.at(y, emit.int64(i // columns), y_stride)
