@@ -53,11 +53,12 @@ def rotate_and_store(
     """Rotate queries and keys by their positions, in place, and write keys and values to the KV cache.
 
     qkv: [num_rows, (num_heads + 2 * num_kv_heads) * head_dim], queries first, then keys, then values; cos, sin:
-    [num_rows, head_dim]; kv_slots: int64 [num_rows], all different; keys, values: [num_slots, num_kv_heads, head_dim].
+    [num_rows, head_dim]; kv_slots: int64 [num_rows], all different; keys, values: [..., num_kv_heads, head_dim],
+    where kv_slots count through the leading dimensions.
     Rotary embedding by halves (RoFormer, arXiv:2104.09864, as in Llama): `x * cos + (-x[half:], x[:half]) * sin`.
     """
     num_rows = qkv.shape[0]
-    num_kv_heads, dim = keys.shape[1:]
+    num_kv_heads, dim = keys.shape[-2:]
     if use_numba(qkv):
         from loramux_kernels import layers_numba
 
@@ -70,5 +71,5 @@ def rotate_and_store(
     rotated, value = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
     low, high = rotated.chunk(2, dim=-1)
     rotated.copy_(rotated * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None])
-    keys.index_copy_(0, kv_slots, rotated[:, num_heads:])
-    values.index_copy_(0, kv_slots, value)
+    keys.flatten(0, -3).index_copy_(0, kv_slots, rotated[:, num_heads:])
+    values.flatten(0, -3).index_copy_(0, kv_slots, value)

@@ -34,11 +34,11 @@ class AttentionClock:
         self.num_calls = 0
 
     def attend(
-        self, context: ForwardContext, layer: int, query: torch.Tensor, score: attention.ScoreRule
+        self, context: ForwardContext, layer: int, query: torch.Tensor, num_heads: int, score: attention.ScoreRule
     ) -> torch.Tensor:
         """Attend, and look at the clock before and after."""
         began = time.perf_counter()
-        result = self._attend(context, layer, query, score)
+        result = self._attend(context, layer, query, num_heads, score)
         self.seconds += time.perf_counter() - began
         self.num_calls += 1
         return result

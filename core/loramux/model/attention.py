@@ -65,30 +65,43 @@ def paged_attention(
     context.kv_cache.write(layer, key, value, context.kv_slots)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     score = ScoreRule(scale, sliding_window, softcap, s_aux)
-    return attend(context, layer, query, score)[None], None
+    num_tokens, num_heads, _dim = query.shape
+    return attend(context, layer, query.flatten(1), num_heads, score).view(1, num_tokens, num_heads, -1), None
 
 
-def attend(context: ForwardContext, layer: int, query: torch.Tensor, score: ScoreRule) -> torch.Tensor:
+def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: int, score: ScoreRule) -> torch.Tensor:
     """Attend over the cache, which holds this pass's keys and values already.
 
-    query: [num_tokens, num_heads, key_dim]; returns [num_tokens, num_heads, value_dim], contiguous.
+    query: [num_tokens, num_heads * key_dim], whose rows may lie apart; returns [num_tokens, num_heads * value_dim].
     """
     keys, values = context.kv_cache.keys[layer], context.kv_cache.values[layer]
-    output = query.new_empty(query.shape[0], query.shape[1], values.shape[-1])
-    for chunk in context.prefills:
-        output[chunk.start : chunk.end] = _prefill(context, layer, query[chunk.start : chunk.end], chunk, score)
-    if not context.decodes:
-        return output
+    output = query.new_empty(query.shape[0], num_heads * values.shape[-1])
     is_plain = score.softcap is None and score.sinks is None and keys.shape == values.shape
-    is_compiled = is_plain and use_numba(query)
+    if not context.prefills and is_plain and use_numba(query):
+        _decode_compiled(context, query, keys, values, output, score)
+        return output
+    heads, attended = query.unflatten(1, (num_heads, -1)), output.view(len(output), num_heads, -1)  # type: ignore[no-untyped-call]
+    for chunk in context.prefills:
+        attended[chunk.start : chunk.end] = _prefill(context, layer, heads[chunk.start : chunk.end], chunk, score)
+    if is_plain and use_numba(query):
+        _decode_compiled(context, query, keys, values, output, score)
+        return output
     for group in context.decodes:
-        if is_compiled:
-            sequences = (group.block_ids, group.lengths, group.rows)
-            flat, out = query.flatten(1), output.view(len(output), -1)
-            paged_decode(flat, keys, values, *sequences, out, scale=score.scale, window=score.window)
-        else:
-            output[group.rows] = _decode(context, layer, query[group.rows], group, score)
+        attended[group.rows] = _decode(context, layer, heads[group.rows], group, score)
     return output
+
+
+def _decode_compiled(
+    context: ForwardContext,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    score: ScoreRule,
+) -> None:
+    for group in context.decodes:
+        sequences = (group.block_ids, group.lengths, group.rows)
+        paged_decode(query, keys, values, *sequences, output, scale=score.scale, window=score.window)
 
 
 class ScoreRule:

@@ -64,6 +64,14 @@ class ForwardContext:
     logit_segments: Segments | None = None
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     windows: WindowRecord | None = None
+    _angles: dict[int, tuple[torch.Tensor, torch.Tensor, object]] = field(default_factory=dict)
+
+    def angle_rows(self, angles: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines [1, num_tokens, head_dim] as contiguous rows; all layers of a kind are given one pair."""
+        if id(angles) not in self._angles:
+            cos, sin = (one.reshape(-1, one.shape[-1]).contiguous() for one in angles)
+            self._angles[id(angles)] = (cos, sin, angles)  # what is kept alive keeps its id
+        return self._angles[id(angles)][:2]
 
 
 class _Current:

@@ -19,7 +19,14 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 
 from loramux.model.ends import lm_head
-from loramux.model.fused.layers import Forward, attention_forward, decoder_forward, mlp_forward, norm_forward
+from loramux.model.fused.layers import (
+    attention_forward,
+    attention_rows,
+    decoder_forward,
+    mlp_rows,
+    module_forward,
+    norm_rows,
+)
 from loramux.model.fused.linear import FusedLinear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -32,16 +39,17 @@ class FusedModel:
 
     def __init__(self) -> None:
         self.linears: dict[nn.Module, FusedLinear] = {}
+        self.parts: dict[nn.Module, Callable[..., object]] = {}
         self._replaced: list[nn.Module] = []
 
-    def replace(self, module: nn.Module, forward: Forward) -> None:
-        """Let a module compute by another forward."""
+    def replace(
+        self, module: nn.Module, forward: Callable[..., object], part: Callable[..., object] | None = None
+    ) -> None:
+        """Let a module compute by another forward, and a layer around it by `part`, on rows."""
         module.forward = forward
         self._replaced.append(module)
-
-    def forward_of(self, module: nn.Module) -> Forward | None:
-        """The forward that a module was given, None where it has its own."""
-        return vars(module).get("forward")
+        if part is not None:
+            self.parts[module] = part
 
     def linear(self, members: Sequence[nn.Module], *, is_lm_head: bool = False) -> FusedLinear:
         """One product for linear layers of one input."""
@@ -55,6 +63,7 @@ class FusedModel:
         for module in self._replaced:
             vars(module).pop("forward", None)
         self.linears.clear()
+        self.parts.clear()
         self._replaced.clear()
 
     def pack(self) -> None:
@@ -68,32 +77,31 @@ def fuse(model: PreTrainedModel, flat_modules: Collection[str]) -> FusedModel:
     fused = FusedModel()
     flat = {model.get_submodule(path) for path in flat_modules}
     for module in model.modules():
-        forward = _fused_forward(module, flat, fused)
-        if forward is not None:
-            fused.replace(module, forward)
+        _fuse_layer(module, flat, fused)
     for module in model.modules():
         if _is_same(module, modeling_llama.LlamaDecoderLayer):
-            parts = [fused.forward_of(getattr(module, name)) for name in DECODER_PARTS]
+            parts = [fused.parts.get(getattr(module, name)) for name in DECODER_PARTS]
             if None not in parts:
-                fused.replace(module, decoder_forward(*(part for part in parts if part is not None)))
+                fused.replace(module, decoder_forward(*parts))  # type: ignore[arg-type]
     head = lm_head(model)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module in flat and module not in fused.linears:
-            fused.replace(module, fused.linear([module], is_lm_head=module is head))
+            fused.replace(module, module_forward(fused.linear([module], is_lm_head=module is head)))
     return fused
 
 
-def _fused_forward(module: nn.Module, flat: Collection[nn.Module], fused: FusedModel) -> Forward | None:
+def _fuse_layer(module: nn.Module, flat: Collection[nn.Module], fused: FusedModel) -> None:
     if _is_same(module, modeling_llama.LlamaRMSNorm):
-        return norm_forward(module.weight, module.variance_epsilon)  # type: ignore[arg-type]
-    if _is_same(module, modeling_llama.LlamaMLP) and _are_linear(module, MLP_PROJECTIONS, flat):
+        norm = norm_rows(module.weight, module.variance_epsilon)  # type: ignore[arg-type]
+        fused.replace(module, module_forward(norm), norm)
+    elif _is_same(module, modeling_llama.LlamaMLP) and _are_linear(module, MLP_PROJECTIONS, flat):
         gate, up, down = (getattr(module, name) for name in MLP_PROJECTIONS)
-        return mlp_forward(fused.linear([gate, up]), fused.linear([down]), module.act_fn)  # type: ignore[arg-type]
-    window = _window(module)
-    if window is not None and _are_linear(module, PROJECTIONS, flat):
+        mlp = mlp_rows(fused.linear([gate, up]), fused.linear([down]), module.act_fn)  # type: ignore[arg-type]
+        fused.replace(module, module_forward(mlp), mlp)
+    elif (window := _window(module)) is not None and _are_linear(module, PROJECTIONS, flat):
         query, key, value, out = (getattr(module, name) for name in PROJECTIONS)
-        return attention_forward(module, fused.linear([query, key, value]), fused.linear([out]), window)
-    return None
+        attention = attention_rows(module, fused.linear([query, key, value]), fused.linear([out]), window)
+        fused.replace(module, attention_forward(attention), attention)
 
 
 def _window(module: nn.Module) -> Callable[[], int | None] | None:

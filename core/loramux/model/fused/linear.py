@@ -38,9 +38,8 @@ class FusedLinear:
         self._shape = torch.empty(1).expand(self.out_features, self.in_features)  # what MKL is told of the weights
         self._lora: tuple[tuple[SlotWeights, int], ...] = ()
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [..., in_features]; returns [..., out_features]."""
-        rows = x.reshape(-1, self.in_features)
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: [num_rows, in_features]; returns [num_rows, out_features]."""
         y = self._multiply(rows)
         context = current_context()
         if self._lora and context is not None:
@@ -48,7 +47,7 @@ class FusedLinear:
             segments = context.logit_segments if self._is_lm_head else context.segments
             if segments is not None:
                 lora_group(rows, self._lora, segments, y)
-        return y.view(*x.shape[:-1], self.out_features)
+        return y
 
     def attach(self, member: nn.Module, weights: SlotWeights) -> None:
         """Let the columns of `member` get the delta of each row's adapter, read from `weights`."""
