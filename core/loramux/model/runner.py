@@ -18,6 +18,7 @@ from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.forward_context import forward_context
 from loramux.model.fused.fuse import FusedModel, fuse
+from loramux.model.host_memory import gather_into_huge_pages
 from loramux.model.kv_cache import KVCache, LayerShape, bytes_per_token
 from loramux.model.loader import LoadedModel, check_rope
 from loramux.model.lora_model import LoRAModel, describe_base
@@ -25,6 +26,8 @@ from loramux.model.probe import ProbeResult, check_fused, probe
 from loramux.model.sampler import SampledToken, Sampler, SamplingRow, Unchosen, prompt_logprobs
 
 logger = logging.getLogger(__name__)
+
+MANY_WEIGHTS = 1 << 24  # more than a processor's caches of pages reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,13 @@ class ModelRunner:
         gguf_name = getattr(loaded.model.config, "_model_name_or_path", None)  # where transformers puts general.name
         names = base_names(args.base_model_names, args.model, gguf_name=gguf_name)
         self.base = describe_base(loaded.model, names=names, flat_modules=probed.flat_modules)
+        self.fused = _fuse(loaded, probed)
         self.max_model_len, num_blocks = _size(loaded, args, probed.layers)
         check_rope(loaded.model.config, args.model, self.max_model_len)
         self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.dtype)
         self.kv_cache = KVCache(
             probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
         )
-        self.fused = _fuse(loaded, probed)
         self.lora = _lora(loaded, self.base, args, self.fused)
         self.num_steps = 0
         self._sampler = Sampler()
@@ -155,6 +158,8 @@ def _fuse(loaded: LoadedModel, probed: ProbeResult) -> FusedModel:
         logger.warning("layers not fused model=%s reason=%r", type(loaded.model).__name__, str(exc))
         fused.undo()
     fused.pack()
+    if fused.num_weights >= MANY_WEIGHTS:
+        gather_into_huge_pages()
     return fused
 
 
