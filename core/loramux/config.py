@@ -11,6 +11,7 @@ from loramux.errors import ConfigInvalid
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+Quantization = Literal["int8"]
 BaseMatch = Literal["exact", "basename", "off"]
 
 LARGEST_MAX_LORA_RANK = 512
@@ -30,6 +31,8 @@ class EngineArgs:
     max_num_batched_tokens: tokens computed in one step; longer prompts are prefilled in chunks of it.
     dtype: "auto" is the checkpoint's own dtype on a GPU; on a CPU it is float32, but bfloat16 where the checkpoint is
     and the CPU multiplies it natively (AMX, AVX-512 BF16).
+    quantization: "int8" rounds the weights of linear layers to int8, one scale per output, on a CPU in float32
+    (which "auto" then is); all else, adapters too, stays float32. None = weights as they are.
     kv_cache_memory_bytes: memory for KV blocks; None = `memory_utilization` (a share) of what is free after loading.
     base_match: how strictly an adapter's `base_model_name_or_path` must name this base.
     Raises ConfigInvalid, which names the setting, its value and what is accepted.
@@ -46,6 +49,7 @@ class EngineArgs:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     dtype: DTypeName = "auto"
+    quantization: Quantization | None = None
     device: DeviceName = "auto"
     seed: int = 0
     kv_cache_memory_bytes: int | None = None
@@ -106,6 +110,10 @@ class EngineArgs:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ConfigInvalid(f"{name} must be True or False, got {value!r}")
+        if self.quantization is not None and self.quantization not in get_args(Quantization):
+            raise ConfigInvalid(
+                f"quantization must be None or one of {', '.join(get_args(Quantization))}; got {self.quantization!r}"
+            )
         for name, accepted in (("dtype", DTypeName), ("device", DeviceName), ("base_match", BaseMatch)):
             value = getattr(self, name)
             if value not in get_args(accepted):
@@ -119,6 +127,7 @@ class StartupSummary:
     model: str
     device: str
     dtype: str
+    quantization: str | None
     max_model_len: int
     kv_tokens: int
     kv_bytes: int

@@ -1,10 +1,12 @@
-"""Batched LoRA and what lies between a layer's products: each op a contract, a torch reference and compiled forms.
+"""Batched LoRA, products by int8 weights, and what lies between products.
 
+Each op has a contract, a torch reference and compiled forms.
 kernels/README.md has the contracts in one table, and the figures.
 """
 
 from loramux_kernels.attention import paged_decode
 from loramux_kernels.backend import Backend, select_backend
+from loramux_kernels.int8 import Int8Weight, int8_linear, quantize_int8
 from loramux_kernels.layers import rms_norm, rotate_and_store, silu_mul
 from loramux_kernels.lora import lora_embedding, lora_expand, lora_group, lora_linear, lora_shrink
 from loramux_kernels.segments import Segments
@@ -12,14 +14,17 @@ from loramux_kernels.slot_weights import SlotWeights
 
 __all__ = [
     "Backend",
+    "Int8Weight",
     "Segments",
     "SlotWeights",
+    "int8_linear",
     "lora_embedding",
     "lora_expand",
     "lora_group",
     "lora_linear",
     "lora_shrink",
     "paged_decode",
+    "quantize_int8",
     "rms_norm",
     "rotate_and_store",
     "select_backend",

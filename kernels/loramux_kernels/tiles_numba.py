@@ -1,4 +1,6 @@
-"""The two tiles that low-rank products are made of, written in vectors: a few rows by a few columns, held in registers.
+"""The tiles that products are made of, written in vectors: a few rows by a few columns, held in registers.
+
+Shrink and expand are the two of low-rank products; the third is the shrink of int8 weights.
 
 Every number of the result has one accumulator and one order of summation, which neither the tile's shape nor its
 neighbours change: so a row is the same to the bit alone and in any batch. Addresses and strides are in bytes.
@@ -27,6 +29,7 @@ _INT64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
 _ZEROS = ir.Constant(_VECTOR, None)
+_BYTES = ir.VectorType(_BYTE, LANES)
 
 Step = Callable[[Any, list[Any]], list[Any]]
 
@@ -59,6 +62,17 @@ class _Emitter:
             f"llvm.masked.load.v{LANES}f32.p0", _VECTOR, [ir.PointerType(_VECTOR), _INT32, _MASK, _VECTOR]
         )
         return self.builder.call(function, [pointer, ir.Constant(_INT32, 4), mask, _ZEROS])
+
+    def load_int8(self, address: Any, mask: Any = None) -> Any:
+        """The int8 numbers at an address as a vector of floats; as `load` where masked."""
+        pointer = self.pointer(address, _BYTES)
+        if mask is None:
+            numbers = self.builder.load(pointer, align=1)
+        else:
+            kinds = [ir.PointerType(_BYTES), _INT32, _MASK, _BYTES]
+            function = self.declare(f"llvm.masked.load.v{LANES}i8.p0", _BYTES, kinds)
+            numbers = self.builder.call(function, [pointer, ir.Constant(_INT32, 1), mask, ir.Constant(_BYTES, None)])
+        return self.builder.sitofp(self.builder.sext(numbers, ir.VectorType(_INT32, LANES)), _VECTOR)
 
     def store(self, value: Any, address: Any, mask: Any = None) -> None:
         pointer = self.pointer(address, _VECTOR)
@@ -187,6 +201,41 @@ def _shrink_tile(rows: int) -> Any:
     return tile
 
 
+def _int8_tile(rows: int) -> Any:
+    """out[row, column] = x[row] . w[column], of int8 w, for 4 columns, of which those after the `last` repeat it.
+
+    Rows of x and of w follow each other, `count` numbers each; out is [rows, 4]. The caller prefetches.
+    """
+
+    @intrinsic
+    def tile(_context: Any, x: Any, w: Any, last: Any, count: Any, out: Any) -> Any:
+        def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            x, w, last, count, out = arguments
+            emit = _Emitter(builder)
+            x_stride = builder.mul(count, emit.int64(4))
+            x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
+            w_rows = [emit.at(w, emit.minimum(column, last), count) for column in range(COLUMNS)]
+
+            def step(start: Any, totals: list[Any], mask: Any = None) -> list[Any]:
+                ours = [emit.load_int8(builder.add(row, start), mask) for row in w_rows]
+                theirs = [emit.load(emit.at(row, start, emit.int64(4)), mask) for row in x_rows]
+                return [emit.fma(theirs[i // COLUMNS], ours[i % COLUMNS], total) for i, total in enumerate(totals)]
+
+            lanes = emit.int64(LANES)
+            num_whole, num_rest = builder.sdiv(count, lanes), builder.srem(count, lanes)
+            totals = emit.repeat(num_whole, [_ZEROS] * (rows * COLUMNS), lambda i, t: step(builder.mul(i, lanes), t))
+            end, mask = builder.mul(num_whole, lanes), emit.first_lanes(num_rest)
+            totals = emit.repeat(emit.minimum(1, num_rest), totals, lambda _i, t: step(end, t, mask))
+            for row in range(rows):
+                sums = emit.sums(totals[row * COLUMNS : (row + 1) * COLUMNS])
+                builder.store(sums, emit.pointer(emit.at(out, emit.int64(row), emit.int64(16)), sums.type), align=4)
+            return target.get_dummy_value()
+
+        return types.void(x, w, last, count, out), generate
+
+    return tile
+
+
 def _expand_tile(rows: int, columns: int) -> Any:
     """y[row, :] += sum over j of s[row, j] * b[j, :], on `columns` vectors, or on the first `width` lanes of one.
 
@@ -228,5 +277,6 @@ def _expand_tile(rows: int, columns: int) -> Any:
 
 
 shrink_4, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 2, 1))
+int8_4, int8_2, int8_1 = (_int8_tile(rows) for rows in (4, 2, 1))
 expand_4, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 2, 1))
 expand_narrow_4, expand_narrow_2, expand_narrow_1 = (_expand_tile(rows, 1) for rows in (4, 2, 1))

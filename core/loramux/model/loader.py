@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from loramux.config import DTypeName, EngineArgs
+from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.attention import ATTENTION_NAME
 from loramux.model.ends import vocab_size
@@ -71,7 +71,8 @@ def load_model(args: EngineArgs) -> LoadedModel:
         raise ConfigInvalid(f"model {args.model!r} cannot be read: {exc}") from exc
     text_config = config.get_text_config(decoder=True)
     _check_config(args.model, text_config)
-    dtype = _choose_dtype(args.dtype, text_config, device)
+    dtype = _choose_dtype(args, text_config, device)
+    _check_quantization(args, device, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=dtype, attn_implementation=ATTENTION_NAME, output_loading_info=True, **gguf
@@ -140,13 +141,15 @@ def _choose_device(args: EngineArgs) -> torch.device:
     return torch.device(args.device)
 
 
-def _choose_dtype(name: DTypeName, config: PretrainedConfig, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        dtype = getattr(torch, name)
+def _choose_dtype(args: EngineArgs, config: PretrainedConfig, device: torch.device) -> torch.dtype:
+    if args.dtype != "auto":
+        dtype = getattr(torch, args.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
     stored = getattr(config, "dtype", None)
     if device.type == "cpu":
+        if args.quantization is not None:
+            return torch.float32
         is_native = stored is torch.bfloat16 and multiplies_bfloat16(torch.cpu.get_capabilities())
         return torch.bfloat16 if is_native else torch.float32
     return stored if isinstance(stored, torch.dtype) else torch.float16
@@ -158,6 +161,14 @@ def multiplies_bfloat16(capabilities: Mapping[str, object]) -> bool:
     What it can do decides, not a timing: a server that starts again computes in the same dtype again.
     """
     return any(capabilities.get(name) is True for name in ("amx_bf16", "avx512_bf16"))
+
+
+def _check_quantization(args: EngineArgs, device: torch.device, dtype: torch.dtype) -> None:
+    if args.quantization is not None and (device.type != "cpu" or dtype is not torch.float32):
+        raise ConfigInvalid(
+            f"quantization {args.quantization!r} works on device cpu in dtype float32, here they are {device.type} and "
+            f"{str(dtype).removeprefix('torch.')}: leave it out, or set device and dtype"
+        )
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 import torch
+from torch import nn
 
 from loramux.adapters.packed import PackedAdapter
 from loramux.adapters.weights import BaseModelSpec
@@ -16,6 +17,7 @@ from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
+from loramux.model.ends import lm_head, token_embedding
 from loramux.model.forward_context import forward_context
 from loramux.model.fused.fuse import FusedModel, fuse
 from loramux.model.host_memory import gather_into_huge_pages
@@ -52,7 +54,8 @@ class ModelRunner:
         gguf_name = getattr(loaded.model.config, "_model_name_or_path", None)  # where transformers puts general.name
         names = base_names(args.base_model_names, args.model, gguf_name=gguf_name)
         self.base = describe_base(loaded.model, names=names, flat_modules=probed.flat_modules)
-        self.fused = _fuse(loaded, probed)
+        self._has_tied_ends = _has_tied_ends(loaded)
+        self.fused = _fuse(loaded, probed, args)
         self.max_model_len, num_blocks = _size(loaded, args, probed.layers)
         check_rope(loaded.model.config, args.model, self.max_model_len)
         self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.dtype)
@@ -64,8 +67,10 @@ class ModelRunner:
         self._sampler = Sampler()
 
     def base_weight(self, path: str) -> torch.Tensor:
-        """The base weight of the module at a path, for checks that need its values; any thread may ask."""
+        """The base weight of the module at a path, as products use it, for checks of its values; any thread may ask."""
         module = self.loaded.model.get_submodule(path)
+        if self._has_tied_ends and module is lm_head(self.loaded.model):
+            module = token_embedding(self.loaded.model)  # which keeps the weight as it was
         product = self.fused.linears.get(module)
         weight = module.weight if product is None else product.weight_of(module)
         assert isinstance(weight, torch.Tensor)
@@ -147,7 +152,12 @@ class ModelRunner:
         return tuple(prompt_logprobs(logits[: len(following)], following, row.params.prompt_logprobs))
 
 
-def _fuse(loaded: LoadedModel, probed: ProbeResult) -> FusedModel:
+def _has_tied_ends(loaded: LoadedModel) -> bool:
+    head = lm_head(loaded.model)
+    return head is not None and head.weight is token_embedding(loaded.model).weight
+
+
+def _fuse(loaded: LoadedModel, probed: ProbeResult, args: EngineArgs) -> FusedModel:
     """Give the layers their faster forms on a CPU, unless the model then computes something else."""
     if loaded.device.type != "cpu":
         return FusedModel()
@@ -157,10 +167,25 @@ def _fuse(loaded: LoadedModel, probed: ProbeResult) -> FusedModel:
     except ModelUnsupported as exc:
         logger.warning("layers not fused model=%s reason=%r", type(loaded.model).__name__, str(exc))
         fused.undo()
-    fused.pack()
+    if args.quantization is not None:
+        _log_quantization(fused, loaded, args)
+    fused.pack(args.quantization)
     if fused.num_weights >= MANY_WEIGHTS:
         gather_into_huge_pages()
     return fused
+
+
+def _log_quantization(fused: FusedModel, loaded: LoadedModel, args: EngineArgs) -> None:
+    """Say how much of the model is quantized; raises ModelUnsupported where nothing would be."""
+    if not fused.linears:
+        raise ModelUnsupported(
+            f"model {args.model!r} cannot be quantized: none of its layers has a form in {args.quantization}; "
+            "leave quantization out"
+        )
+    in_products = {id(member.weight) for member in fused.linears}
+    module: nn.Module = loaded.model
+    others = sum(weight.numel() for weight in module.parameters() if id(weight) not in in_products)
+    logger.info("weights quantized form=%s weights=%d others=%d", args.quantization, fused.num_weights, others)
 
 
 def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs, fused: FusedModel) -> LoRAModel | None:

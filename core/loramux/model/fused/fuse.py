@@ -18,6 +18,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 from transformers.models.qwen2 import modeling_qwen2
 
+from loramux.config import Quantization
 from loramux.model.ends import lm_head
 from loramux.model.fused.layers import (
     attention_forward,
@@ -71,10 +72,15 @@ class FusedModel:
         self.parts.clear()
         self._replaced.clear()
 
-    def pack(self) -> None:
+    def pack(self, quantization: Quantization | None = None) -> None:
         """Bring all weights into the form that products want; see FusedLinear.pack."""
         for product in dict.fromkeys(self.linears.values()):
-            product.pack()
+            product.pack(quantization)
+
+    @property
+    def num_weights(self) -> int:
+        """How many weights `pack` has in its hands."""
+        return sum(product.num_weights for product in dict.fromkeys(self.linears.values()))
 
 
 def fuse(model: PreTrainedModel, flat_modules: Collection[str]) -> FusedModel:

@@ -32,7 +32,7 @@ class StartScreen:
         summary = self.summary
         return [
             ("model", self._model()),
-            ("device", f"{summary.device}, {summary.dtype}"),
+            ("device", f"{summary.device}, {summary.dtype}" + self._quantization()),
             (
                 "KV cache",
                 f"{summary.kv_tokens:,} tokens ({_size(summary.kv_bytes)}): {summary.num_full_sequences} sequences of "
@@ -48,6 +48,9 @@ class StartScreen:
     def _model(self) -> str:
         names = self.config.engine.served_model_name
         return f"{self.summary.model}, served as {', '.join(names)}" if names else self.summary.model
+
+    def _quantization(self) -> str:
+        return f", {self.summary.quantization} weights" if self.summary.quantization else ""
 
     def _open(self) -> str:
         return "OPEN TO EVERYBODY ON THE NETWORK" if self.config.is_public else "open to everybody on this machine"
