@@ -59,11 +59,6 @@ class FusedModel:
         self.linears.update(dict.fromkeys(members, product))
         return product
 
-    @property
-    def num_weights(self) -> int:
-        """How many weights all products have."""
-        return sum(product.in_features * product.out_features for product in dict.fromkeys(self.linears.values()))
-
     def undo(self) -> None:
         """Give every module its own forward back; only before `pack`."""
         for module in self._replaced:
