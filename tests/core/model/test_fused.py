@@ -109,7 +109,7 @@ def linears(*widths: int, bias: bool = False) -> list[nn.Linear]:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("widths", [(64,), (64, 16, 16), (1, 2)], ids=str)
-@pytest.mark.parametrize("num_rows", [1, 2, 33])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 33])
 def test_one_product_gives_what_its_members_give(widths: tuple[int, ...], num_rows: int, bias: bool) -> None:
     members = linears(*widths, bias=bias)
     x = torch.randn(num_rows, 48)

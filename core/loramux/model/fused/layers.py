@@ -26,7 +26,8 @@ def module_forward(compute: Rows) -> Callable[[torch.Tensor], torch.Tensor]:
     """A module's forward: [..., in] to [..., out]."""
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return compute(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        y = compute(x.reshape(-1, x.shape[-1]))
+        return y.view(*x.shape[:-1], y.shape[-1])  # lm_head may be given no rows
 
     return forward
 
