@@ -42,8 +42,8 @@ def gather_into_huge_pages() -> int:
     """Have Linux move what this process holds in memory into huge pages; returns the bytes that were to be moved.
 
     A step reads all weights, which are more pages of 4 KiB than the processor remembers the places of: looking them up
-    again is a tenth of a step. For weights to be moved, call it when they are there. Where the system cannot (before
-    Linux 6.1, no room for huge pages, another system), memory stays as it is.
+    again is a tenth of a step. For weights to be moved, call it when they are there, from any thread: memory can be
+    used while it is moved. Where the system cannot (before Linux 6.1, no room for huge pages, another one), it stays.
     """
     try:
         libc = ctypes.CDLL(None, use_errno=True)

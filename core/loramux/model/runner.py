@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -171,7 +172,8 @@ def _fuse(loaded: LoadedModel, probed: ProbeResult, args: EngineArgs) -> FusedMo
         _log_quantization(fused, loaded, args)
     fused.pack(args.quantization)
     if fused.num_weights >= MANY_WEIGHTS:
-        gather_into_huge_pages()
+        # in its own time: it takes a second or two, and what is being moved can be used
+        threading.Thread(target=gather_into_huge_pages, name="huge-pages", daemon=True).start()
     return fused
 
 
