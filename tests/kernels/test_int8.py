@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from loramux_kernels import Backend, int8_linear, quantize_int8, select_backend
+from loramux_kernels import int8_linear, quantize_int8
 
-BACKENDS: tuple[Backend, ...] = ("torch", "numba")
-
-
-@pytest.fixture(params=BACKENDS, autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    select_backend(request.param)
-    yield request.param
-    select_backend(None)
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -35,9 +26,8 @@ def test_a_product_is_that_of_the_dequantized_weight(num_rows: int, in_features:
     torch.testing.assert_close(int8_linear(x, weight, bias.expand(out_features)), got + bias)
 
 
-def test_a_row_is_the_same_to_the_bit_whatever_rows_are_beside_it(backend: Backend) -> None:
-    if backend != "numba":
-        pytest.skip("the reference promises no bits")
+@pytest.mark.parametrize("backend", ["numba"], indirect=True)  # torch's sums go by the shape of the batch
+def test_a_row_is_the_same_to_the_bit_whatever_rows_are_beside_it() -> None:
     weight, x = quantize_int8(random(101, 577)), random(33, 577)
     together = int8_linear(x, weight)
     for start, stop in ((0, 1), (5, 7), (6, 9), (20, 27), (32, 33)):

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from loramux_kernels import Backend, paged_decode, rms_norm, rotate_and_store, select_backend, silu_mul
+from loramux_kernels import Backend, paged_decode, rms_norm, rotate_and_store, silu_mul
 
-BACKENDS: tuple[Backend, ...] = ("torch", "numba")
+pytestmark = pytest.mark.usefixtures("backend")
+
 ROWS = (1, 2, 3, 63, 100)
-
-
-@pytest.fixture(params=BACKENDS, autouse=True)
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    select_backend(request.param)
-    yield request.param
-    select_backend(None)
 
 
 def random(*shape: int) -> torch.Tensor:

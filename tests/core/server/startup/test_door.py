@@ -46,19 +46,6 @@ def test_a_host_that_is_no_address_of_this_machine_is_refused() -> None:
         bind("192.0.2.1", 0)
 
 
-@pytest.fixture
-async def runner():
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(text="hello")
-
-    app = web.Application()
-    app.router.add_get("/", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    yield runner
-    await runner.cleanup()
-
-
 def knock(listener: socket.socket) -> socket.socket:
     """Connect and ask, while the server has no chance to look."""
     client = socket.create_connection(listener.getsockname(), timeout=1)

@@ -12,19 +12,6 @@ from loramux.server.startup.door import Door, bind
 from loramux.server.startup.shutdown import StopConfig, expect_signal, stop_serving
 
 
-@pytest.fixture
-async def runner():
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(text="hello")
-
-    app = web.Application()
-    app.router.add_get("/", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    yield runner
-    await runner.cleanup()
-
-
 class Watch(InFlight):
     """Notes what a stopping server does, in its order."""
 
