@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from loramux_kernels.machine_numba import bits_float, exp, floats, inline, ints, loop, next_item, prefetch
+from loramux_kernels.machine_numba import CACHE_LINE, bits_float, exp, floats, inline, ints, loop, next_item, prefetch
 from loramux_kernels.team import Loop
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
 NEVER = np.float32(-3e38)  # the score of a position that is not seen
-CACHE_LINE = 64  # bytes
 
 
 @inline

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from loramux_kernels.machine_numba import floats, inline, loop, next_item, prefetch
+from loramux_kernels.machine_numba import CACHE_LINE, floats, inline, loop, next_item, prefetch
 from loramux_kernels.team import Loop
 from loramux_kernels.tiles_numba import COLUMNS, MAX_ROWS, int8_1, int8_2, int8_4
 
-CACHE_LINE = 64  # bytes
 AHEAD = 4096  # bytes from what is multiplied to what is fetched; 2 to 8 KiB are alike, none is a tenth slower
 ITEM_NBYTES = 1 << 15  # weights of an item: later rows find them in the first cache
 

@@ -18,6 +18,8 @@ from numba.extending import intrinsic
 # Sums may be reordered, so that they run in vectors; NaN and infinity keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
+CACHE_LINE = 64  # bytes
+
 _FLOAT = ir.FloatType()
 _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)

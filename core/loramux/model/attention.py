@@ -76,32 +76,18 @@ def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: 
     """
     keys, values = context.kv_cache.keys[layer], context.kv_cache.values[layer]
     output = query.new_empty(query.shape[0], num_heads * values.shape[-1])
-    is_plain = score.softcap is None and score.sinks is None and keys.shape == values.shape
-    if not context.prefills and is_plain and use_numba(query):
-        _decode_compiled(context, query, keys, values, output, score)
-        return output
     heads, attended = query.unflatten(1, (num_heads, -1)), output.view(len(output), num_heads, -1)  # type: ignore[no-untyped-call]
     for chunk in context.prefills:
         attended[chunk.start : chunk.end] = _prefill(context, layer, heads[chunk.start : chunk.end], chunk, score)
-    if is_plain and use_numba(query):
-        _decode_compiled(context, query, keys, values, output, score)
-        return output
+    is_plain = score.softcap is None and score.sinks is None and keys.shape == values.shape
+    is_compiled = is_plain and use_numba(query)
     for group in context.decodes:
-        attended[group.rows] = _decode(context, layer, heads[group.rows], group, score)
+        if is_compiled:
+            sequences = (group.block_ids, group.lengths, group.rows)
+            paged_decode(query, keys, values, *sequences, output, scale=score.scale, window=score.window)
+        else:
+            attended[group.rows] = _decode(context, layer, heads[group.rows], group, score)
     return output
-
-
-def _decode_compiled(
-    context: ForwardContext,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    output: torch.Tensor,
-    score: ScoreRule,
-) -> None:
-    for group in context.decodes:
-        sequences = (group.block_ids, group.lengths, group.rows)
-        paged_decode(query, keys, values, *sequences, output, scale=score.scale, window=score.window)
 
 
 class ScoreRule:

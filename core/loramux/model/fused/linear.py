@@ -10,7 +10,7 @@ from torch import nn
 
 from loramux.config import Quantization
 from loramux.model.forward_context import current_context
-from loramux.model.fused.weight_forms import WeightForm, form_of
+from loramux.model.fused.weight_forms import WeightForm, form_of, has_forms
 from loramux_kernels import SlotWeights, lora_group
 
 
@@ -53,9 +53,10 @@ class FusedLinear:
 
         Without quantization products stay what they were.
         """
-        if self._form is not None:
+        weights = [member.weight for member in self.members]
+        if not all(has_forms(weight) for weight in weights):
             return
-        self._form = form_of(torch.cat([member.weight for member in self.members]), quantization)
+        self._form = form_of(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), quantization)
         if self._form is None:
             return
         for member in self.members:

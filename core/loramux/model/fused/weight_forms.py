@@ -63,10 +63,13 @@ class QuantizedWeight:
         return self._weight.dequantize()
 
 
+def has_forms(weight: torch.Tensor) -> bool:
+    """Say whether a weight can take another form at all: asked before weights are copied into one."""
+    return weight.dtype is torch.float32 and weight.device.type == "cpu"
+
+
 def form_of(weight: torch.Tensor, quantization: Quantization | None) -> WeightForm | None:
     """The form that multiplies fastest, of those that are asked for; None where the weight is best left as it is."""
-    if weight.dtype is not torch.float32 or weight.device.type != "cpu":
-        return None
     if quantization == "int8":
         return QuantizedWeight(weight)
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
