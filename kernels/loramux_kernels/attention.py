@@ -7,6 +7,8 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba
 
+MANY_SEQUENCES = 8  # from here on a sequence is one thread's work; of fewer, each of its KV heads is
+
 
 def paged_decode(
     query: torch.Tensor,
@@ -32,11 +34,12 @@ def paged_decode(
     if use_numba(query):
         from loramux_kernels import attention_numba, machine_numba  # numba is imported where it is used
 
+        num_heads = num_kv_heads if len(rows) >= MANY_SEQUENCES else 1  # of an item
         attention_numba.paged_decode(group, dim, block_size).run(
-            len(rows),
+            len(rows) * (num_kv_heads // num_heads),
             *(query.data_ptr(), query.stride(0), out.data_ptr(), keys.data_ptr(), values.data_ptr()),
             *(block_tables.data_ptr(), block_tables.shape[1], lengths.data_ptr(), rows.data_ptr()),
-            *(num_kv_heads, machine_numba.float_bits(scale), window or 0),
+            *(num_kv_heads, machine_numba.float_bits(scale), window or 0, num_heads),
         )
         return
     key, value = (_gather(cache, block_tables) for cache in (keys, values))  # [n, num_kv_heads, length, head_dim]

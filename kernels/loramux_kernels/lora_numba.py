@@ -24,6 +24,7 @@ from loramux_kernels.tiles_numba import (
     COLUMNS,
     LANES,
     MAX_ROWS,
+    WIDE,
     expand_1,
     expand_2,
     expand_4,
@@ -35,7 +36,6 @@ from loramux_kernels.tiles_numba import (
     shrink_4,
 )
 
-WIDE = COLUMNS * LANES  # columns of an expand's tile
 PIECE_ROWS = 64
 PIECE_RANK = 32  # of a shrink: as many rows of A
 PIECE_WIDTH = 8 * WIDE  # of an expand: columns

@@ -23,8 +23,8 @@ _HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if _HAS_AVX512 else 8
 MAX_ROWS = 4 if _HAS_AVX512 else 2  # of a tile: with 4 columns, the accumulators take half of the registers
 COLUMNS = 4
+WIDE = COLUMNS * LANES  # columns of an expand's tile
 PANEL_ROWS = 12 if _HAS_AVX512 else 3  # of a tile by a panel, which has 2 vectors or 4: three quarters of the registers
-_NEAR, _FAR = 3, 2  # caches to fetch into: the first, the second
 
 _FLOAT = ir.FloatType()
 _BYTE = ir.IntType(8)
@@ -100,10 +100,10 @@ class _Emitter:
         function = self.declare(f"llvm.fma.v{LANES}f32", _VECTOR, [_VECTOR] * 3)
         return self.builder.call(function, [x, y, total])
 
-    def prefetch(self, address: Any, cache: int = _NEAR) -> None:
+    def prefetch(self, address: Any) -> None:
         line = ir.PointerType(_BYTE)
         function = self.declare("llvm.prefetch.p0", ir.VoidType(), [line, _INT32, _INT32, _INT32])
-        read, keep, data = (ir.Constant(_INT32, value) for value in (0, cache, 1))
+        read, keep, data = (ir.Constant(_INT32, value) for value in (0, 2, 1))  # into the second cache
         self.builder.call(function, [self.pointer(address, _BYTE), read, keep, data])
 
     def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
@@ -306,7 +306,7 @@ def _packed_tile(rows: int) -> Any:
                 ours = [emit.load(builder.add(start, emit.int64(4 * first))) for first in vectors]
                 for line in fetched:
                     far = emit.at(ahead, k, emit.int64(64 * len(fetched)))
-                    emit.prefetch(builder.add(far, emit.int64(line)), _FAR)
+                    emit.prefetch(builder.add(far, emit.int64(line)))
                 theirs = [emit.broadcast(emit.at(row, k, emit.int64(4))) for row in x_rows]
                 return [emit.fma(theirs[i // len(vectors)], ours[i % len(vectors)], t) for i, t in enumerate(totals)]
 
@@ -326,7 +326,7 @@ def _packed_tile(rows: int) -> Any:
 
 
 packed_12, packed_8, packed_4, packed_3, packed_2, packed_1 = (_packed_tile(rows) for rows in (12, 8, 4, 3, 2, 1))
-shrink_4, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 2, 1))
+shrink_4, shrink_3, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 3, 2, 1))
 int8_4, int8_2, int8_1 = (_int8_tile(rows) for rows in (4, 2, 1))
-expand_4, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 2, 1))
+expand_4, expand_3, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 3, 2, 1))
 expand_narrow_4, expand_narrow_2, expand_narrow_1 = (_expand_tile(rows, 1) for rows in (4, 2, 1))

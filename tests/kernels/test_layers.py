@@ -100,7 +100,7 @@ def attend(
 
 @pytest.mark.parametrize("window", [None, 1, 5, 16])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
-@pytest.mark.parametrize(("heads", "dim"), [((9, 3), 64), ((4, 4), 8), ((7, 1), 6)])
+@pytest.mark.parametrize(("heads", "dim"), [((9, 3), 64), ((4, 4), 8), ((7, 1), 6), ((8, 2), 96)])
 def test_each_sequence_attends_to_its_own_blocks(
     heads: tuple[int, int], dim: int, block_size: int, window: int | None
 ) -> None:
@@ -121,6 +121,13 @@ def test_a_row_is_the_same_to_the_bit_whoever_else_is_in_the_batch() -> None:
     for row in (0, 1, 64):
         assert torch.equal(rms_norm(x[row : row + 1], weight, 1e-5)[0], norms[row])
         assert torch.equal(silu_mul(x[row : row + 1])[0], gates[row])
+    keys, values, query = random(60, 16, 3, 64), random(60, 16, 3, 64), random(20, 9 * 64)
+    tables, lengths, out = torch.randperm(60).view(20, 3), torch.arange(20, 40), torch.zeros(2, 20, 9 * 64)
+    paged_decode(query, keys, values, tables, lengths, torch.arange(20), out[0], scale=0.3)
+    for row in range(20):
+        one = slice(row, row + 1)
+        paged_decode(query, keys, values, tables[one], lengths[one], torch.tensor([row]), out[1], scale=0.3)
+    assert torch.equal(out[0], out[1])
 
 
 def test_numba_refuses_what_it_cannot_compute(backend: Backend) -> None:
