@@ -10,6 +10,7 @@ import numpy as np
 
 from loramux_kernels.machine_numba import bits_float, exp, floats, ints, loop, next_item
 from loramux_kernels.team import Loop
+from loramux_kernels.tiles_numba import rotate
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
@@ -73,14 +74,9 @@ def rotate_and_store() -> Loop:
             if row >= a[1]:
                 break
             start = a[2] + 4 * width * row
-            cos, sin = floats(a[3] + 4 * dim * row, dim), floats(a[4] + 4 * dim * row, dim)
             for head in range(num_heads + num_kv_heads):
-                low = floats(start + 4 * dim * head, half)
-                high = floats(start + 4 * (dim * head + half), half)
-                for i in range(half):
-                    x, y = low[i], high[i]
-                    low[i] = x * cos[i] - y * sin[i]
-                    high[i] = y * cos[half + i] + x * sin[half + i]
+                low = start + 4 * dim * head
+                rotate(low, low + 4 * half, a[3] + 4 * dim * row, a[4] + 4 * dim * row, half)
             key = floats(start + 4 * num_heads * dim, kv_width)
             value = floats(start + 4 * (num_heads * dim + kv_width), kv_width)
             key_cache = floats(a[6] + 4 * kv_width * slots[row], kv_width)

@@ -326,6 +326,50 @@ def _packed_tile(rows: int) -> Any:
 
 
 packed_12, packed_8, packed_4, packed_3, packed_2, packed_1 = (_packed_tile(rows) for rows in (12, 8, 4, 3, 2, 1))
+
+
+@intrinsic
+def rotate(_context: Any, low: Any, high: Any, cos: Any, sin: Any, half: Any) -> Any:
+    """Rotate the pairs (low[i], high[i]), i < half, in place, each number by its own cosine and sine.
+
+    cos, sin: addresses of those of low; those of high follow them.
+    """
+
+    def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        low, high, cos, sin, half = arguments
+        emit = _Emitter(builder)
+        further = builder.mul(half, emit.int64(4))
+
+        def step(offset: Any, mask: Any = None) -> None:
+            places = [builder.add(address, offset) for address in (low, high)]
+            x, y = (emit.load(place, mask) for place in places)
+            cosines, sines = (
+                [emit.load(builder.add(start, offset), mask) for start in (angles, builder.add(angles, further))]
+                for angles in (cos, sin)
+            )
+            rotated = [
+                builder.fsub(builder.fmul(x, cosines[0]), builder.fmul(y, sines[0])),
+                builder.fadd(builder.fmul(y, cosines[1]), builder.fmul(x, sines[1])),
+            ]
+            for value, place in zip(rotated, places, strict=True):
+                emit.store(value, place, mask)
+
+        def whole(i: Any, totals: list[Any]) -> list[Any]:
+            step(builder.mul(i, emit.int64(4 * LANES)))
+            return totals
+
+        def rest(_i: Any, totals: list[Any]) -> list[Any]:
+            step(builder.mul(num_whole, emit.int64(4 * LANES)), emit.first_lanes(num_rest))
+            return totals
+
+        num_whole, num_rest = builder.sdiv(half, emit.int64(LANES)), builder.srem(half, emit.int64(LANES))
+        emit.repeat(num_whole, [], whole)
+        emit.repeat(emit.minimum(1, num_rest), [], rest)
+        return target.get_dummy_value()
+
+    return types.void(low, high, cos, sin, half), generate
+
+
 shrink_4, shrink_3, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 3, 2, 1))
 int8_4, int8_2, int8_1 = (_int8_tile(rows) for rows in (4, 2, 1))
 expand_4, expand_3, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 3, 2, 1))

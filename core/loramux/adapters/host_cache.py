@@ -19,6 +19,7 @@ from loramux.adapters.lease import Lease, fail
 from loramux.adapters.packed import PackedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, EngineDead, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
+from loramux_kernels.team import stay_alone
 
 NUM_LOADER_THREADS = 2
 MAX_OVERTAKES = 32  # leases handed out past the first at the door; then one adapter takes no new ones until it leaves
@@ -66,7 +67,9 @@ class HostCache:
         self._num_overtakes = 0
         self._making_room: _Entry | None = None
         self._names: dict[int, LoRARequest] = {}
-        self._threads = ThreadPoolExecutor(NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter")
+        self._threads = ThreadPoolExecutor(
+            NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter", initializer=stay_alone
+        )
         self._is_closed = False
         self.num_evictions = 0
 

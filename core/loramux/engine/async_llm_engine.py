@@ -83,14 +83,17 @@ class AsyncLLMEngine:
         self._is_stopping = False
         self._dead: EngineDead | None = None
         self._busy_since: float | None = None
-        self._engine = LLMEngine(
+        load = partial(
+            LLMEngine,
             args,
             on_adapter_event=on_adapter_event,
             on_adapter_ready=self._notify,
             on_adapter_load=on_adapter_load,
         )
-        self._thread = threading.Thread(target=self._run, name="loramux-engine", daemon=True)
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="loramux-engine", daemon=True)
         self._thread.start()
+        loaded.result()
 
     @classmethod
     def from_engine_args(
@@ -275,7 +278,17 @@ class AsyncLLMEngine:
 
     # --- the engine thread
 
-    def _run(self) -> None:
+    def _run(self, load: Callable[[], LLMEngine], loaded: Future[None]) -> None:
+        """Load and serve in one thread: another that had computed would leave a team behind (see `team.stay_alone`)."""
+        try:
+            self._engine = load()
+        except BaseException as exc:  # the thread's border: whoever waits for the model must hear of it
+            loaded.set_exception(exc)
+            return
+        loaded.set_result(None)
+        self._serve()
+
+    def _serve(self) -> None:
         error = EngineDead("the engine has been shut down")
         try:
             while self._wait_for_work():

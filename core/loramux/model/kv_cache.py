@@ -80,12 +80,15 @@ def _gather(cache: torch.Tensor, block_ids: torch.Tensor) -> torch.Tensor:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros whose pages the system hands out on first use: masked garbage must stay finite, memory stay untouched.
 
-    Huge pages are asked for: each small one is a fault of several microseconds in the middle of a step.
+    Huge pages are asked for: each small one is a fault of several microseconds in the middle of a step. Private memory
+    gets them, shared memory, which is what mmap gives by itself, does not by most systems' settings.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, max(1, num_bytes))
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        memory = mmap.mmap(-1, max(1, num_bytes))
     return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes).view(dtype).view(shape)

@@ -28,6 +28,7 @@ class FakeDisk:
         self.num_loads: Counter[str] = Counter()
         self.broken: dict[str, Exception] = {}
         self.content: dict[str, str] = {}
+        self.threads_of_torch: set[int] = set()
         self._gate = threading.Event()
         self._gate.set()
         self._lock = threading.Lock()
@@ -42,6 +43,7 @@ class FakeDisk:
         assert self._gate.wait(PATIENCE_SECONDS)
         with self._lock:
             self.num_loads[request.lora_name] += 1
+            self.threads_of_torch.add(torch.get_num_threads())
         if request.lora_name in self.broken:
             raise self.broken[request.lora_name]
         digest = self.content.get(request.lora_name, f"digest of {request.lora_path}")
@@ -95,6 +97,11 @@ def resident(cache: HostCache, *numbers: int) -> None:
     """Load adapters that nobody holds."""
     for number in numbers:
         got(cache.acquire(adapter(number))).release()
+
+
+def test_adapters_are_read_by_threads_that_compute_alone(make_cache: MakeCache, disk: FakeDisk) -> None:
+    resident(make_cache(), 1, 2)
+    assert disk.threads_of_torch == {1}
 
 
 # --- ids
