@@ -8,21 +8,26 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba
+from loramux_kernels.packed import multiply_panels, pack_panels, unpack_panels
 
 LARGEST = 127  # symmetric: -128 is not used
-SHORT = 1 << 15  # multiplications: a loop of fewer is done before a second thread has begun
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
     """A weight [out, in] as `values * scales[:, None]`; both contiguous."""
 
-    values: torch.Tensor  # [out, in] int8, -127 to 127
+    panels: torch.Tensor  # int8, -127 to 127, in the panels of `packed`
     scales: torch.Tensor  # [out] float32
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes
+        return self.panels.nbytes + self.scales.nbytes
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[out, in] int8; a copy."""
+        return unpack_panels(self.panels, len(self.scales))
 
     def dequantize(self) -> torch.Tensor:
         """The float32 weight that products use."""
@@ -34,7 +39,7 @@ def quantize_int8(weight: torch.Tensor) -> Int8Weight:
     largest = weight.float().abs().amax(dim=1)
     scales = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
     values = weight.float().div(scales[:, None]).round_().clamp_(-LARGEST, LARGEST)
-    return Int8Weight(values.to(torch.int8), scales)
+    return Int8Weight(pack_panels(values.to(torch.int8)), scales)
 
 
 def int8_linear(x: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -45,17 +50,5 @@ def int8_linear(x: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None =
     """
     if not use_numba(x):
         return F.linear(x.float(), weight.dequantize(), bias)
-    from loramux_kernels import int8_numba  # numba is imported where it is used
-
-    rows = x.contiguous()
-    num_rows, in_features = rows.shape
-    out_features = len(weight.values)
-    y = rows.new_empty(num_rows, out_features)
-    per_item = int8_numba.columns_per_item(in_features)
-    int8_numba.int8_linear().run(
-        -(-out_features // per_item),
-        *(rows.data_ptr(), num_rows, in_features, weight.values.data_ptr(), weight.scales.data_ptr()),
-        *(y.data_ptr(), out_features, per_item),
-        alone=num_rows * weight.values.numel() < SHORT,
-    )
+    y = multiply_panels(x, weight.panels, len(weight.scales), weight.scales)
     return y if bias is None else y.add_(bias)

@@ -22,13 +22,18 @@ class PackedWeight:
 
     def unpack(self) -> torch.Tensor:
         """The weight [out, in], exactly, as a copy."""
-        return self.panels.transpose(1, 2).reshape(-1, self.panels.shape[1])[: self.out_features].contiguous()
+        return unpack_panels(self.panels, self.out_features)
 
 
 def pack_weight(weight: torch.Tensor) -> PackedWeight:
     """Lay out a float32 weight [out, in] on the CPU for `packed_linear`; takes as much memory as the weight."""
     if weight.dtype is not torch.float32 or weight.device.type != "cpu":
         raise ValueError(f"only float32 weights on the CPU are packed, got {weight.dtype} on {weight.device}")
+    return PackedWeight(pack_panels(weight), len(weight))
+
+
+def pack_panels(weight: torch.Tensor) -> torch.Tensor:
+    """[num_panels, in, PANEL] of a weight [out, in], of any dtype; a copy."""
     out_features, in_features = weight.shape
     num_whole, num_rest = divmod(out_features, PANEL)
     panels = weight.new_empty(num_whole + bool(num_rest), in_features, PANEL)
@@ -36,7 +41,12 @@ def pack_weight(weight: torch.Tensor) -> PackedWeight:
     if num_rest:
         panels[-1, :, :num_rest] = weight[num_whole * PANEL :].t()
         panels[-1, :, num_rest:] = 0
-    return PackedWeight(panels, out_features)
+    return panels
+
+
+def unpack_panels(panels: torch.Tensor, out_features: int) -> torch.Tensor:
+    """The weight [out, in] that was packed; a copy."""
+    return panels.transpose(1, 2).reshape(-1, panels.shape[1])[:out_features].contiguous()
 
 
 def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -47,16 +57,24 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     """
     if not use_numba(x):
         return F.linear(x, weight.unpack(), bias)
-    from loramux_kernels import packed_numba  # numba is imported where it is used
+    y = multiply_panels(x, weight.panels, weight.out_features)
+    return y if bias is None else y.add_(bias)
+
+
+def multiply_panels(
+    x: torch.Tensor, panels: torch.Tensor, out_features: int, scales: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Run the loop of numba on panels of float32, or on those of int8 and the scale of each output."""
+    from loramux_kernels import panels_numba  # numba is imported where it is used
 
     num_rows, in_features = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()
-    y = x.new_empty(num_rows, weight.out_features)
-    packed_numba.packed_linear().run(
-        len(weight.panels),
-        *(x.data_ptr(), 4 * x.stride(0), num_rows, in_features, weight.panels.data_ptr(), y.data_ptr()),
-        *(4 * weight.out_features, weight.out_features),
-        alone=num_rows * weight.panels.numel() < SHORT,
+    y = x.new_empty(num_rows, out_features)
+    panels_numba.panel_linear(panels.itemsize).run(
+        len(panels),
+        *(x.data_ptr(), 4 * x.stride(0), num_rows, in_features, panels.data_ptr(), y.data_ptr()),
+        *(4 * out_features, out_features, 0 if scales is None else scales.data_ptr()),
+        alone=num_rows * panels.numel() < SHORT,
     )
-    return y if bias is None else y.add_(bias)
+    return y

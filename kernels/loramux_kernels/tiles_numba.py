@@ -1,6 +1,6 @@
 """The tiles that products are made of, written in vectors: a few rows by a few columns, held in registers.
 
-Shrink and expand are the two of low-rank products; the others are those of int8 weights and of weights in panels.
+Here are shrink and expand, the two of low-rank products; `panels_numba` has those of whole weights.
 
 Every number of the result has one accumulator and one order of summation, which neither the tile's shape nor its
 neighbours change: so a row is the same to the bit alone and in any batch. Addresses and strides are in bytes.
@@ -17,14 +17,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from loramux_kernels.packed import PANEL
-
 _HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if _HAS_AVX512 else 8
 MAX_ROWS = 4 if _HAS_AVX512 else 2  # of a tile: with 4 columns, the accumulators take half of the registers
 COLUMNS = 4
 WIDE = COLUMNS * LANES  # columns of an expand's tile
-PANEL_ROWS = 12 if _HAS_AVX512 else 3  # of a tile by a panel, which has 2 vectors or 4: three quarters of the registers
 
 _FLOAT = ir.FloatType()
 _BYTE = ir.IntType(8)
@@ -32,13 +29,13 @@ _INT32 = ir.IntType(32)
 _INT64 = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
-_ZEROS = ir.Constant(_VECTOR, None)
+ZEROS = ir.Constant(_VECTOR, None)
 _BYTES = ir.VectorType(_BYTE, LANES)
 
 Step = Callable[[Any, list[Any]], list[Any]]
 
 
-class _Emitter:
+class Emitter:
     """Writes the instructions of a tile."""
 
     def __init__(self, builder: Any) -> None:
@@ -65,17 +62,11 @@ class _Emitter:
         function = self.declare(
             f"llvm.masked.load.v{LANES}f32.p0", _VECTOR, [ir.PointerType(_VECTOR), _INT32, _MASK, _VECTOR]
         )
-        return self.builder.call(function, [pointer, ir.Constant(_INT32, 4), mask, _ZEROS])
+        return self.builder.call(function, [pointer, ir.Constant(_INT32, 4), mask, ZEROS])
 
-    def load_int8(self, address: Any, mask: Any = None) -> Any:
-        """The int8 numbers at an address as a vector of floats; as `load` where masked."""
-        pointer = self.pointer(address, _BYTES)
-        if mask is None:
-            numbers = self.builder.load(pointer, align=1)
-        else:
-            kinds = [ir.PointerType(_BYTES), _INT32, _MASK, _BYTES]
-            function = self.declare(f"llvm.masked.load.v{LANES}i8.p0", _BYTES, kinds)
-            numbers = self.builder.call(function, [pointer, ir.Constant(_INT32, 1), mask, ir.Constant(_BYTES, None)])
+    def load_int8(self, address: Any) -> Any:
+        """The int8 numbers at an address as a vector of floats."""
+        numbers = self.builder.load(self.pointer(address, _BYTES), align=1)
         return self.builder.sitofp(self.builder.sext(numbers, ir.VectorType(_INT32, LANES)), _VECTOR)
 
     def store(self, value: Any, address: Any, mask: Any = None) -> None:
@@ -177,7 +168,7 @@ def _shrink_tile(rows: int) -> Any:
         def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             x, a, last, ahead, out, sizes = arguments
             x_stride, a_stride, out_stride, count = cgutils.unpack_tuple(builder, sizes)
-            emit = _Emitter(builder)
+            emit = Emitter(builder)
             x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
             a_rows = [emit.at(a, emit.minimum(column, last), a_stride) for column in range(COLUMNS)]
             ahead_rows = [emit.at(ahead, emit.int64(row), a_stride) for row in range(COLUMNS)]
@@ -191,7 +182,7 @@ def _shrink_tile(rows: int) -> Any:
 
             nbytes, lanes = emit.int64(4 * LANES), emit.int64(LANES)
             num_whole, num_rest = builder.sdiv(count, lanes), builder.srem(count, lanes)
-            totals = emit.repeat(num_whole, [_ZEROS] * (rows * COLUMNS), lambda i, t: step(builder.mul(i, nbytes), t))
+            totals = emit.repeat(num_whole, [ZEROS] * (rows * COLUMNS), lambda i, t: step(builder.mul(i, nbytes), t))
             end, mask = builder.mul(num_whole, nbytes), emit.first_lanes(num_rest)
             totals = emit.repeat(emit.minimum(1, num_rest), totals, lambda _i, t: step(end, t, mask))
             for row in range(rows):
@@ -201,41 +192,6 @@ def _shrink_tile(rows: int) -> Any:
             return target.get_dummy_value()
 
         return types.void(x, a, last, ahead, out, sizes), generate
-
-    return tile
-
-
-def _int8_tile(rows: int) -> Any:
-    """out[row, column] = x[row] . w[column], of int8 w, for 4 columns, of which those after the `last` repeat it.
-
-    Rows of x and of w follow each other, `count` numbers each; out is [rows, 4]. The caller prefetches.
-    """
-
-    @intrinsic
-    def tile(_context: Any, x: Any, w: Any, last: Any, count: Any, out: Any) -> Any:
-        def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            x, w, last, count, out = arguments
-            emit = _Emitter(builder)
-            x_stride = builder.mul(count, emit.int64(4))
-            x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
-            w_rows = [emit.at(w, emit.minimum(column, last), count) for column in range(COLUMNS)]
-
-            def step(start: Any, totals: list[Any], mask: Any = None) -> list[Any]:
-                ours = [emit.load_int8(builder.add(row, start), mask) for row in w_rows]
-                theirs = [emit.load(emit.at(row, start, emit.int64(4)), mask) for row in x_rows]
-                return [emit.fma(theirs[i // COLUMNS], ours[i % COLUMNS], total) for i, total in enumerate(totals)]
-
-            lanes = emit.int64(LANES)
-            num_whole, num_rest = builder.sdiv(count, lanes), builder.srem(count, lanes)
-            totals = emit.repeat(num_whole, [_ZEROS] * (rows * COLUMNS), lambda i, t: step(builder.mul(i, lanes), t))
-            end, mask = builder.mul(num_whole, lanes), emit.first_lanes(num_rest)
-            totals = emit.repeat(emit.minimum(1, num_rest), totals, lambda _i, t: step(end, t, mask))
-            for row in range(rows):
-                sums = emit.sums(totals[row * COLUMNS : (row + 1) * COLUMNS])
-                builder.store(sums, emit.pointer(emit.at(out, emit.int64(row), emit.int64(16)), sums.type), align=4)
-            return target.get_dummy_value()
-
-        return types.void(x, w, last, count, out), generate
 
     return tile
 
@@ -252,7 +208,7 @@ def _expand_tile(rows: int, columns: int) -> Any:
         def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             s, b, width, ahead, y, sizes = arguments
             s_stride, b_stride, y_stride, rank = cgutils.unpack_tuple(builder, sizes)
-            emit = _Emitter(builder)
+            emit = Emitter(builder)
             s_rows = [emit.at(s, emit.int64(row), s_stride) for row in range(rows)]
             offsets = [emit.int64(4 * LANES * column) for column in range(columns)]
             mask = emit.first_lanes(width) if columns == 1 else None
@@ -268,7 +224,7 @@ def _expand_tile(rows: int, columns: int) -> Any:
             for row in range(rows, 2 * rows):
                 for offset in offsets:
                     emit.prefetch(builder.add(emit.at(y, emit.int64(row), y_stride), offset))
-            totals = emit.repeat(rank, [_ZEROS] * (rows * columns), step)
+            totals = emit.repeat(rank, [ZEROS] * (rows * columns), step)
             for i, total in enumerate(totals):
                 row = emit.at(y, emit.int64(i // columns), y_stride)
                 address = builder.add(row, offsets[i % columns])
@@ -280,54 +236,6 @@ def _expand_tile(rows: int, columns: int) -> Any:
     return tile
 
 
-def _packed_tile(rows: int) -> Any:
-    """y[row, :] = x[row] . w, or += where the sums so far are in y, for the columns of one panel.
-
-    With each number of x, lines from `ahead` on are fetched: one by the tiles of many rows, two by those of few. Sizes:
-    strides of x and y, how many numbers of x, how many columns y has, and of how many of them sums are in y.
-    """
-    vectors = [LANES * vector for vector in range(PANEL // LANES)]  # the first column of each
-    fetched = [64 * line for line in range(1 if rows >= 8 else 2)]
-
-    @intrinsic
-    def tile(_context: Any, x: Any, w: Any, ahead: Any, y: Any, sizes: Any) -> Any:
-        def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            x, w, ahead, y, sizes = arguments
-            x_stride, y_stride, count, width, num_begun = cgutils.unpack_tuple(builder, sizes)
-            emit = _Emitter(builder)
-            x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
-            written, begun = (
-                [emit.first_lanes(builder.sub(columns, emit.int64(first))) for first in vectors]
-                for columns in (width, num_begun)
-            )
-
-            def step(k: Any, totals: list[Any]) -> list[Any]:
-                start = emit.at(w, k, emit.int64(4 * PANEL))
-                ours = [emit.load(builder.add(start, emit.int64(4 * first))) for first in vectors]
-                for line in fetched:
-                    far = emit.at(ahead, k, emit.int64(64 * len(fetched)))
-                    emit.prefetch(builder.add(far, emit.int64(line)))
-                theirs = [emit.broadcast(emit.at(row, k, emit.int64(4))) for row in x_rows]
-                return [emit.fma(theirs[i // len(vectors)], ours[i % len(vectors)], t) for i, t in enumerate(totals)]
-
-            places = [
-                builder.add(emit.at(y, emit.int64(row), y_stride), emit.int64(4 * first))
-                for row in range(rows)
-                for first in vectors
-            ]
-            totals = [emit.load(place, begun[i % len(vectors)]) for i, place in enumerate(places)]
-            for i, total in enumerate(emit.repeat(count, totals, step)):
-                emit.store(total, places[i], written[i % len(vectors)])
-            return target.get_dummy_value()
-
-        return types.void(x, w, ahead, y, sizes), generate
-
-    return tile
-
-
-packed_12, packed_8, packed_4, packed_3, packed_2, packed_1 = (_packed_tile(rows) for rows in (12, 8, 4, 3, 2, 1))
-
-
 @intrinsic
 def rotate(_context: Any, low: Any, high: Any, cos: Any, sin: Any, half: Any) -> Any:
     """Rotate the pairs (low[i], high[i]), i < half, in place, each number by its own cosine and sine.
@@ -337,7 +245,7 @@ def rotate(_context: Any, low: Any, high: Any, cos: Any, sin: Any, half: Any) ->
 
     def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         low, high, cos, sin, half = arguments
-        emit = _Emitter(builder)
+        emit = Emitter(builder)
         further = builder.mul(half, emit.int64(4))
 
         def step(offset: Any, mask: Any = None) -> None:
@@ -371,6 +279,5 @@ def rotate(_context: Any, low: Any, high: Any, cos: Any, sin: Any, half: Any) ->
 
 
 shrink_4, shrink_3, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 3, 2, 1))
-int8_4, int8_2, int8_1 = (_int8_tile(rows) for rows in (4, 2, 1))
 expand_4, expand_3, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 3, 2, 1))
 expand_narrow_4, expand_narrow_2, expand_narrow_1 = (_expand_tile(rows, 1) for rows in (4, 2, 1))

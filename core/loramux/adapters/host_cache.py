@@ -19,7 +19,6 @@ from loramux.adapters.lease import Lease, fail
 from loramux.adapters.packed import PackedAdapter
 from loramux.errors import AdapterInvalid, AdapterNotFound, EngineDead, LoramuxError, RequestInvalid
 from loramux.lora.request import LoRARequest
-from loramux_kernels.team import stay_alone
 
 NUM_LOADER_THREADS = 2
 MAX_OVERTAKES = 32  # leases handed out past the first at the door; then one adapter takes no new ones until it leaves
@@ -54,8 +53,14 @@ class HostCache:
     """
 
     def __init__(
-        self, *, capacity: int, load: Callable[[LoRARequest], PackedAdapter], listener: CacheListener | None = None
+        self,
+        *,
+        capacity: int,
+        load: Callable[[LoRARequest], PackedAdapter],
+        listener: CacheListener | None = None,
+        begin_thread: Callable[[], None] | None = None,
     ) -> None:
+        """`load` reads an adapter, in one of the cache's threads, each of which calls `begin_thread` first."""
         self.capacity = capacity
         self._load = load
         self._listener = listener
@@ -68,7 +73,7 @@ class HostCache:
         self._making_room: _Entry | None = None
         self._names: dict[int, LoRARequest] = {}
         self._threads = ThreadPoolExecutor(
-            NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter", initializer=stay_alone
+            NUM_LOADER_THREADS, thread_name_prefix="loramux-adapter", initializer=begin_thread
         )
         self._is_closed = False
         self.num_evictions = 0

@@ -19,6 +19,7 @@ from loramux.engine.adapter_loader import AdapterLoader, LoadListener
 from loramux.errors import ConfigInvalid, EngineOverloaded, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.runner import ModelRunner
+from loramux.model.threads import compute_alone
 
 EventListener = Callable[[str, LoRARequest], None]
 
@@ -43,7 +44,9 @@ class AdapterPool:
         self._is_enabled = args.enable_lora
         loader = AdapterLoader(runner, args, on_event=on_event, on_load=on_load)
         self._on_load = on_load
-        self.host_cache = HostCache(capacity=args.host_loras, load=loader.load, listener=loader)
+        self.host_cache = HostCache(
+            capacity=args.host_loras, load=loader.load, listener=loader, begin_thread=compute_alone
+        )
         self.slots = SlotTable(args.max_loras)
 
     def acquire(self, lora_request: LoRARequest) -> Future[Lease]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from loramux_kernels.team import stay_alone
+
 CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -20,6 +22,11 @@ def use_physical_cores() -> None:
     threads than cores wait for each other at every operation.
     """
     torch.set_num_threads(min(torch.get_num_threads(), num_usable_cores()))
+
+
+def compute_alone() -> None:
+    """Have torch compute with the calling thread alone, for threads that compute beside the engine's; see `team`."""
+    stay_alone()
 
 
 def num_usable_cores(topology: Path = CPU_TOPOLOGY, cgroup: Path = CGROUP) -> int:

@@ -28,7 +28,7 @@ class FakeDisk:
         self.num_loads: Counter[str] = Counter()
         self.broken: dict[str, Exception] = {}
         self.content: dict[str, str] = {}
-        self.threads_of_torch: set[int] = set()
+        self.readers: set[str] = set()
         self._gate = threading.Event()
         self._gate.set()
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class FakeDisk:
         assert self._gate.wait(PATIENCE_SECONDS)
         with self._lock:
             self.num_loads[request.lora_name] += 1
-            self.threads_of_torch.add(torch.get_num_threads())
+            self.readers.add(threading.current_thread().name)
         if request.lora_name in self.broken:
             raise self.broken[request.lora_name]
         digest = self.content.get(request.lora_name, f"digest of {request.lora_path}")
@@ -80,8 +80,10 @@ def disk() -> FakeDisk:
 def make_cache(disk: FakeDisk) -> Iterator[Callable[..., HostCache]]:
     caches: list[HostCache] = []
 
-    def make(capacity: int = 2, events: Events | None = None) -> HostCache:
-        caches.append(HostCache(capacity=capacity, load=disk.load, listener=events))
+    def make(
+        capacity: int = 2, events: Events | None = None, begin_thread: Callable[[], None] | None = None
+    ) -> HostCache:
+        caches.append(HostCache(capacity=capacity, load=disk.load, listener=events, begin_thread=begin_thread))
         return caches[-1]
 
     yield make
@@ -99,9 +101,11 @@ def resident(cache: HostCache, *numbers: int) -> None:
         got(cache.acquire(adapter(number))).release()
 
 
-def test_adapters_are_read_by_threads_that_compute_alone(make_cache: MakeCache, disk: FakeDisk) -> None:
-    resident(make_cache(), 1, 2)
-    assert disk.threads_of_torch == {1}
+def test_every_thread_that_reads_adapters_is_prepared_first(make_cache: MakeCache, disk: FakeDisk) -> None:
+    prepared: set[str] = set()
+    cache = make_cache(begin_thread=lambda: prepared.add(threading.current_thread().name))
+    resident(cache, 1, 2)
+    assert disk.readers <= prepared
 
 
 # --- ids
