@@ -60,11 +60,11 @@ def make_batch(
     """One slot per rank, rank 0 left empty; values of order 1 everywhere, the delta included."""
     in_features, out_features = features
     generator = torch.Generator().manual_seed(num_rows * 1000 + sum(ranks))
-    weights = SlotWeights(len(ranks), in_features, out_features, dtype, "cpu")
+    weights = SlotWeights(len(ranks), in_features, out_features, dtype, "cpu", max_rank=max(ranks))
     for slot, rank in enumerate(ranks):
         a = torch.randn(rank, in_features, generator=generator) / in_features**0.5
-        b = torch.randn(out_features, rank, generator=generator) / max(rank, 1) ** 0.5
-        weights.set(slot, a.to(dtype), b.to(dtype))
+        b = torch.randn(rank, out_features, generator=generator) / max(rank, 1) ** 0.5
+        weights.set(slot, a.to(dtype), b.to(dtype).t())
     return Batch(
         x=torch.randn(num_rows, in_features, generator=generator).to(dtype),
         y=torch.randn(num_rows, out_features, generator=generator).to(dtype),

@@ -48,7 +48,7 @@ class Layer:
         in_features, widths = group
         members = []
         for first, out_features in zip(accumulate(widths, initial=0), widths, strict=False):
-            weights = SlotWeights(len(ranks), in_features, out_features, torch.float32, "cpu")
+            weights = SlotWeights(len(ranks), in_features, out_features, torch.float32, "cpu", max_rank=max(ranks))
             for slot, rank in enumerate(ranks):
                 weights.set(slot, torch.randn(rank, in_features), torch.randn(rank, out_features).t())
             members.append((weights, first))

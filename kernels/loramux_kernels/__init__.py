@@ -10,14 +10,18 @@ from loramux_kernels.int8 import Int8Weight, int8_linear, quantize_int8
 from loramux_kernels.layers import rms_norm, rotate_and_store, silu_mul
 from loramux_kernels.lora import lora_embedding, lora_expand, lora_group, lora_linear, lora_shrink
 from loramux_kernels.packed import PackedWeight, pack_weight, packed_linear
-from loramux_kernels.segments import Segments
+from loramux_kernels.segments import AnySegments, SegmentBuffer, Segments
+from loramux_kernels.slot_table import SlotTable
 from loramux_kernels.slot_weights import SlotWeights
 
 __all__ = [
+    "AnySegments",
     "Backend",
     "Int8Weight",
     "PackedWeight",
+    "SegmentBuffer",
     "Segments",
+    "SlotTable",
     "SlotWeights",
     "int8_linear",
     "lora_embedding",

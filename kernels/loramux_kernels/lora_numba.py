@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from loramux_kernels.machine_numba import inline, ints, loop, next_item
-from loramux_kernels.segments import Segments
+from loramux_kernels.segments import AnySegments
 from loramux_kernels.slot_weights import SlotWeights
 from loramux_kernels.team import Loop
 from loramux_kernels.tiles_numba import (
@@ -47,7 +47,7 @@ Member = tuple[tuple[int, ...], int, int]  # ranks of its slots, out_features, f
 Batch = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # slots, starts and lengths of segments
 
 
-def group(x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments: Segments, y: torch.Tensor) -> None:
+def group(x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments: AnySegments, y: torch.Tensor) -> None:
     """The contract is `lora.lora_group`'s; the members have pairs, and rows lie as their elements follow each other."""
     shapes = tuple((weights.ranks, weights.out_features, first) for weights, first in members)
     plan = cast("Plan | None", segments.plans.get(shapes))
@@ -84,7 +84,7 @@ class Plan:
     shrunk: torch.Tensor  # [num_rows, width]
 
     @classmethod
-    def of(cls, members: tuple[Member, ...], segments: Segments) -> Plan:
+    def of(cls, members: tuple[Member, ...], segments: AnySegments) -> Plan:
         work = cut(members, (segments.slots, segments.starts, segments.lengths))
         shrunk = torch.empty(segments.num_rows, work.width)
         return cls(work, work.shrinks.ctypes.data, work.expands.ctypes.data, shrunk)

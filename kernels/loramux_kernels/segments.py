@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+PIECE_ROWS: Final = 16  # rows of one item of work; the tiles of every Triton kernel are as high
+
+IntArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +53,90 @@ class Segments:
         """One past each segment's last row."""
         return tuple(start + length for start, length in zip(self.starts, self.lengths, strict=True))
 
-    def work(self, block_rows: int, device: torch.device) -> torch.Tensor:
-        """int32 [chunks, 3] on the device: (slot, first row, rows) of every piece of at most `block_rows` rows.
-
-        Made and copied once per batch, in one transfer, from pinned memory where the device is a GPU.
-        """
-        key = (block_rows, device)
-        if key not in self.plans:
-            self.plans[key] = self._make_work(block_rows, device)
-        return cast("torch.Tensor", self.plans[key])
-
-    def _make_work(self, block_rows: int, device: torch.device) -> torch.Tensor:
+    def pieces(self) -> IntArray:
+        """int32 [pieces, 3]: (slot, first row, rows) of every piece of at most PIECE_ROWS rows, in the rows' order."""
         slots, starts, lengths = (np.asarray(v, dtype=np.int64) for v in (self.slots, self.starts, self.lengths))
-        pieces = -(-lengths // block_rows)
-        segment = np.repeat(np.arange(len(slots)), pieces)  # of every piece
-        offset = (np.arange(len(segment)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * block_rows
-        rows = np.minimum(lengths[segment] - offset, block_rows)
-        work = torch.from_numpy(np.stack([slots[segment], starts[segment] + offset, rows], axis=1).astype(np.int32))
-        if device.type != "cuda":
-            return work.to(device)
-        return work.pin_memory().to(device, non_blocking=True)
+        counts = -(-lengths // PIECE_ROWS)
+        segment = np.repeat(np.arange(len(slots)), counts)  # of every piece
+        offset = (np.arange(len(segment)) - np.repeat(np.cumsum(counts) - counts, counts)) * PIECE_ROWS
+        rows = np.minimum(lengths[segment] - offset, PIECE_ROWS)
+        return np.stack([slots[segment], starts[segment] + offset, rows], axis=1).astype(np.int32)
+
+    def work(self, device: torch.device) -> torch.Tensor:
+        """The pieces on the device, and nothing else; copied once per batch, from pinned memory to a GPU."""
+        if device not in self.plans:
+            host = torch.from_numpy(self.pieces())
+            self.plans[device] = _pinned(host, device).to(device, non_blocking=True)
+        return cast("torch.Tensor", self.plans[device])
+
+
+class SegmentBuffer:
+    """The segments of ever new batches of `num_rows` rows, in device memory whose address and size never change.
+
+    What a captured CUDA graph keeps: the ops take it in the place of Segments, and launch for `capacity` pieces, of
+    which those beyond the batch's own have 0 rows. Belongs to the thread that runs the ops.
+    """
+
+    def __init__(self, num_rows: int, num_slots: int, device: torch.device | str) -> None:
+        self.num_rows = num_rows
+        self.num_slots = num_slots
+        # as many as batches have whose slots own one segment each: every segment ends in at most one short piece
+        self.capacity = min(num_rows, num_slots + num_rows // PIECE_ROWS)
+        self._work = torch.zeros(self.capacity, 3, dtype=torch.int32, device=device)
+        self._segments = Segments((), (), (), num_rows)
+
+    def fill(self, segments: Segments | None) -> None:
+        """Make these the segments of what is launched next on the current stream; None: every row is a base row.
+
+        One asynchronous copy, from pinned memory that is not written again: nothing is waited for, and filling again at
+        once is safe. The batch may have fewer rows than the buffer: the rest are base rows. ValueError names what does
+        not fit: rows, a slot, or more pieces than `capacity`.
+        """
+        segments = Segments((), (), (), self.num_rows) if segments is None else segments
+        if segments.num_rows > self.num_rows or segments.max_slot >= self.num_slots:
+            raise ValueError(
+                f"a buffer of {self.num_rows} rows and {self.num_slots} slots cannot take {segments.num_rows} rows "
+                f"and slot {segments.max_slot}"
+            )
+        pieces = segments.pieces()
+        if len(pieces) > self.capacity:
+            raise ValueError(f"{len(pieces)} pieces of segments, the buffer has room for {self.capacity}")
+        host = _pinned(torch.zeros(self._work.shape, dtype=torch.int32), self._work.device)
+        host.numpy()[: len(pieces)] = pieces
+        self._work.copy_(host, non_blocking=True)
+        self._segments = segments
+
+    def work(self, device: torch.device) -> torch.Tensor:
+        """int32 [capacity, 3] on the buffer's device, the same tensor at every call."""
+        if device.type != self._work.device.type:
+            raise ValueError(f"the segments are on {self._work.device}, the rows on {device}")
+        return self._work
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Of the batch's own segments; so for starts, lengths, max_slot and plans."""
+        return self._segments.slots
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        return self._segments.starts
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return self._segments.lengths
+
+    @property
+    def max_slot(self) -> int:
+        return self._segments.max_slot
+
+    @property
+    def plans(self) -> dict[Hashable, object]:
+        return self._segments.plans
+
+
+AnySegments = Segments | SegmentBuffer
+
+
+def _pinned(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor in pinned memory if it goes to a GPU; torch's allocator gives it away again after the copy only."""
+    return host.pin_memory() if device.type == "cuda" else host

@@ -9,32 +9,49 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from loramux_kernels.slot_table import SlotTable
+
+ALIGNMENT = 16  # bytes; the kernels load vectors of as many from the address of a tensor on
+
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 class SlotWeights:
     """A of slot s is [rank_s, in_features], B is [out_features, rank_s]; a slot without a pair leaves rows as they are.
 
-    The delta of a row is `(x @ A.T) @ B.T`: the owner has folded the scaling into B. `set` and `clear` may run between
-    steps only, on the thread that runs the ops.
+    In memory A lies as it is and B transposed: both as `rank` rows. The delta of a row is `(x @ A.T) @ B.T`: the owner
+    has folded the scaling into B. `set` and `clear` may run between steps only, on the thread that runs the ops.
+
+    max_rank: the highest rank that a slot may ever hold; launches are made for it. table: where the kernels of this and
+    of other modules find their pairs, this one's under the index `module`; without one it has a table of its own.
     """
 
     def __init__(
-        self, num_slots: int, in_features: int, out_features: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        num_slots: int,
+        in_features: int,
+        out_features: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        max_rank: int,
+        table: SlotTable | None = None,
+        module: int = 0,
     ) -> None:
+        if max_rank * max(in_features, out_features) >= 1 << 31:
+            raise ValueError(f"a pair of rank {max_rank} and {in_features} x {out_features} features is too large")
         self.num_slots = num_slots
         self.in_features = in_features
         self.out_features = out_features
         self.dtype = dtype
         self.device = torch.device(device)
+        self.max_rank = max_rank
         self.ranks: tuple[int, ...] = (0,) * num_slots
-        self.max_rank = 0
-        self.has_aligned_pairs = True  # every address a multiple of 16 bytes: the kernels may load vectors
-        self.has_even_ranks = True  # every rank a multiple of 8: so is every row of B
+        self.highest_rank = 0  # of those present
         self._pairs: list[Pair | None] = [None] * num_slots
         self._transposed: list[Pair | None] = [None] * num_slots
-        self._table = torch.zeros(3, num_slots, dtype=torch.int64, device=self.device)
-        self._table_is_stale = False
+        self._table = SlotTable(1, num_slots, self.device) if table is None else table
+        self._module = module
         self._float_table = np.zeros((2, num_slots), dtype=np.int64)
         self._float_table_address: int = self._float_table.ctypes.data
         self._float_table_is_stale = False
@@ -42,22 +59,27 @@ class SlotWeights:
     def set(self, slot: int, a: torch.Tensor | None, b: torch.Tensor | None) -> None:
         """Place a pair in a slot; None or rank 0 means that the slot's adapter does not change this module.
 
-        B may be the transpose of a contiguous tensor, which is what a CPU reads. Raises ValueError naming what does not
-        fit: shape, dtype, device, or another view.
+        Raises ValueError naming what does not fit: rank, shape, dtype, device, layout, or an address that is no
+        multiple of 16.
         """
         if a is None or b is None:
             if a is not b:
                 raise ValueError(f"slot {slot}: A and B come together, or neither")
-            self._place(slot, None, 0)
+            self._place(slot, None)
             return
         rank = a.shape[0]
+        if rank > self.max_rank:
+            raise ValueError(f"slot {slot}: rank {rank} is beyond the module's highest, {self.max_rank}")
         self._check(slot, "A", a, (rank, self.in_features))
         self._check(slot, "B", b, (self.out_features, rank))
-        self._place(slot, (a, b) if rank else None, rank)
+        if not a.is_contiguous() or not b.t().is_contiguous():
+            strides = f"A has strides {a.stride()}, B {b.stride()}"
+            raise ValueError(f"slot {slot}: A must be contiguous, B the transpose of a contiguous tensor; {strides}")
+        self._place(slot, (a, b) if rank else None)
 
     def clear(self, slot: int) -> None:
         """Empty a slot and forget its memory."""
-        self._place(slot, None, 0)
+        self._place(slot, None)
 
     def a(self, slot: int) -> torch.Tensor | None:
         """A [rank, in_features] of a slot, None where it has no pair."""
@@ -76,27 +98,22 @@ class SlotWeights:
     def transposed(self, slot: int) -> Pair:
         """(A.T [in, rank], B.T [rank, out]) of a slot that has a pair, float32, both as rows of rank lie in memory.
 
-        Views, or copies where the pair is 16-bit or B was not placed as the transpose of a contiguous tensor.
+        Views, or copies where the pair is 16-bit.
         """
         cached = self._transposed[slot]
         if cached is None:
             pair = self._pairs[slot]
             assert pair is not None, f"slot {slot} has no pair"
-            cached = self._transposed[slot] = (pair[0].float().t(), pair[1].float().t().contiguous())
+            cached = self._transposed[slot] = (pair[0].float().t(), pair[1].float().t())
         return cached
 
     def table(self) -> torch.Tensor:
         """int64 [3, num_slots] on the device: the addresses of every A, of every B, and the ranks.
 
-        One tensor for the life of the module, so that a captured graph sees every later change. It is brought up to
-        date here, on the current stream.
+        The same memory for the life of the module, brought up to date here (see SlotTable.flip).
         """
-        if self._table_is_stale:
-            assert all(pair is None or pair[1].is_contiguous() for pair in self._pairs)
-            a, b = ([pair[i].data_ptr() if pair else 0 for pair in self._pairs] for i in (0, 1))
-            self._table.copy_(torch.tensor([a, b, self.ranks], dtype=torch.int64))
-            self._table_is_stale = False
-        return self._table
+        self._table.flip()
+        return self._table.tensor[self._module, :, : self.num_slots]
 
     def float_table(self) -> int:
         """The address of int64 [2, num_slots] on the host: those of every A [rank, in] and B.T [rank, out], float32."""
@@ -106,16 +123,17 @@ class SlotWeights:
             self._float_table_is_stale = False
         return self._float_table_address
 
-    def _place(self, slot: int, pair: Pair | None, rank: int) -> None:
+    def _place(self, slot: int, pair: Pair | None) -> None:
         if not 0 <= slot < self.num_slots:
             raise ValueError(f"slot {slot} is not one of 0..{self.num_slots - 1}")
+        rank = 0 if pair is None else pair[0].shape[0]
         self._pairs[slot] = pair
         self._transposed[slot] = None
         self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
-        self.max_rank = max(self.ranks)
-        self._table_is_stale = self._float_table_is_stale = True
-        self.has_aligned_pairs = all(tensor.data_ptr() % 16 == 0 for p in self._pairs if p for tensor in p)
-        self.has_even_ranks = all(r % 8 == 0 for r in self.ranks)
+        self.highest_rank = max(self.ranks)
+        self._float_table_is_stale = True
+        a, b = (0, 0) if pair is None else (pair[0].data_ptr(), pair[1].data_ptr())
+        self._table.set(self._module, slot, a=a, b=b, rank=rank)
 
     def _check(self, slot: int, name: str, tensor: torch.Tensor, shape: tuple[int, int]) -> None:
         if tuple(tensor.shape) != shape:
@@ -124,5 +142,5 @@ class SlotWeights:
             raise ValueError(f"slot {slot}: {name} is {tensor.dtype}, the module's rows are {self.dtype}")
         if tensor.device.type != self.device.type:
             raise ValueError(f"slot {slot}: {name} is on {tensor.device}, the module is on {self.device}")
-        if not tensor.is_contiguous() and not (name == "B" and tensor.t().is_contiguous()):
-            raise ValueError(f"slot {slot}: {name} is not contiguous, strides {tensor.stride()}")
+        if tensor.data_ptr() % ALIGNMENT:
+            raise ValueError(f"slot {slot}: {name} begins at {tensor.data_ptr():#x}, no multiple of {ALIGNMENT}")

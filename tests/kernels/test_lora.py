@@ -82,10 +82,12 @@ def test_a_row_alone_has_the_bits_it_has_in_any_batch(features: tuple[int, int],
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_group_adds_every_members_delta_to_its_own_columns(mix: str) -> None:
     """Columns of no member, and the member that no adapter changes, keep their bits."""
-    first, second = (make_batch(mix, 63, ranks, (72, out)) for ranks, out in ((MIXED_RANKS, 104), ((4, 8) * 4, 24)))
+    first, second = (
+        make_batch(mix, 63, ranks, (72, out)) for ranks, out in ((MIXED_RANKS, 104), ((4, 8, 8, 4, 8, 4, 8), 24))
+    )
     second = replace(second, x=first.x, segments=first.segments)
     y = torch.cat([first.y, second.y, torch.full((63, 8), float("nan"))], dim=1)
-    unchanged = SlotWeights(8, 72, 8, torch.float32, "cpu")
+    unchanged = SlotWeights(7, 72, 8, torch.float32, "cpu", max_rank=8)
     lora_group(first.x, ((second.weights, 104), (unchanged, 128), (first.weights, 0)), first.segments, y)
     assert_matches("first", y[:, :104], true_expand(true_shrink(first), first), torch.float32)
     assert_matches("second", y[:, 104:128], true_expand(true_shrink(second), second), torch.float32)
@@ -161,6 +163,10 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         lora_linear(batch.x[:3], batch.weights, batch.segments, batch.y)
     with pytest.raises(ValueError, match=r"adapter weights torch\.float32"):
         lora_linear(batch.x.half(), batch.weights, batch.segments, batch.y)
+    with pytest.raises(ValueError, match=r"expected y of 4 rows in torch\.float32, got \[5, 104\]"):
+        lora_linear(batch.x, batch.weights, batch.segments, torch.empty(5, 104))
+    with pytest.raises(ValueError, match="y has 103 columns, the module 104"):
+        lora_linear(batch.x, batch.weights, batch.segments, batch.y[:, :103])
     with pytest.raises(ValueError, match="slot 3, the module has 1 slots"):
         lora_linear(batch.x, batch.weights, Segments((3,), (0,), (4,), 4), batch.y)
     with pytest.raises(ValueError, match="7 columns, the highest rank is 8"):
@@ -170,7 +176,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 
 
 def test_a_module_that_no_adapter_changes_costs_no_work() -> None:
-    weights = SlotWeights(2, 72, 104, torch.float32, "cpu")
+    weights = SlotWeights(2, 72, 104, torch.float32, "cpu", max_rank=8)
     y = torch.ones(4, 104)
     lora_linear(torch.empty(0), weights, Segments((0,), (0,), (4,), 4), y)  # x is not even looked at
     assert torch.equal(y, torch.ones(4, 104))

@@ -1,20 +1,28 @@
-"""PackedAdapter: one adapter as one contiguous slab, in the dtype and layout that a slot holds."""
+"""PackedAdapter: one adapter as one contiguous slab, in the dtype and layout that a slot holds.
+
+Every tensor begins at a multiple of 256 bytes of its slab, and so at such an address on a GPU, whose allocations do:
+kernels may load vectors wherever an adapter lies.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Final
 
 import torch
 
 from loramux.adapters.weights import AdapterWeights
+
+ALIGNMENT: Final = 256  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class PackedModule:
     """Views into the slab: a [rank, in_features] and b [out_features, rank], with the scaling folded into b.
 
-    In memory b is [rank, out_features] where the adapter serves on a CPU, whose loops run along the outputs.
+    In memory b is [rank, out_features]: loops and kernels run along the outputs, whatever the rank.
     """
 
     a: torch.Tensor
@@ -45,22 +53,21 @@ class PackedAdapter:
 
 
 def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> PackedAdapter:
-    """Cast an adapter to the serving dtype, in the layout of the device it will serve on, but in host memory.
+    """Cast an adapter to the serving dtype, in host memory; in pinned memory where it will serve on a GPU.
 
     The scaling is multiplied in float32 before the cast.
     """
-    is_cpu = device.type == "cpu"
-    tensors: list[torch.Tensor] = []
-    for module in weights.modules.values():
-        b = (module.b.to(torch.float32) * module.scaling).to(dtype)
-        tensors += [module.a.to(dtype).flatten(), (b.t() if is_cpu else b).flatten()]
-    slab = torch.cat(tensors)
-    pieces = iter(torch.split(slab, [tensor.numel() for tensor in tensors]))
+    unit = ALIGNMENT // dtype.itemsize
+    sizes = [tensor.numel() for module in weights.modules.values() for tensor in (module.a, module.b)]
+    starts = list(accumulate((-(-size // unit) * unit for size in sizes), initial=0))
+    slab = torch.zeros(starts[-1], dtype=dtype, pin_memory=device.type == "cuda")
+    pieces = (slab[start : start + size] for start, size in zip(starts, sizes, strict=False))
     modules: dict[str, PackedModule] = {}
     for path, module in weights.modules.items():
-        a, b = next(pieces), next(pieces)
-        b = b.view(module.b.t().shape).t() if is_cpu else b.view(module.b.shape)
-        modules[path] = PackedModule(a.view(module.a.shape), b)
+        a, b = next(pieces).view(module.a.shape), next(pieces).view(module.b.t().shape).t()
+        a.copy_(module.a)
+        b.copy_(module.b.to(torch.float32) * module.scaling)
+        modules[path] = PackedModule(a, b)
     return PackedAdapter(weights.name, weights.digest, slab, modules, weights.max_rank)
 
 

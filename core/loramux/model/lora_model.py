@@ -14,7 +14,7 @@ from loramux.adapters.weights import BaseModelSpec, LoRATarget
 from loramux.model.ends import lm_head, token_embedding, vocab_size
 from loramux.model.fused.linear import FusedLinear
 from loramux.model.lora_linear import attach_lora
-from loramux_kernels import SlotWeights
+from loramux_kernels import SlotTable, SlotWeights
 
 
 def describe_base(model: PreTrainedModel, *, names: tuple[str, ...], flat_modules: frozenset[str]) -> BaseModelSpec:
@@ -62,6 +62,7 @@ class LoRAModel:
         targets: Mapping[str, LoRATarget],
         *,
         num_slots: int,
+        max_rank: int,
         dtype: torch.dtype,
         linears: Mapping[nn.Module, FusedLinear],
     ) -> None:
@@ -69,8 +70,18 @@ class LoRAModel:
         self._modules: dict[str, SlotWeights] = {}
         self._placed: dict[int, PackedAdapter] = {}
         self.num_placements = 0
-        for path, target in targets.items():
-            weights = SlotWeights(num_slots, target.in_features, target.out_features, dtype, model.device)
+        self._table = SlotTable(len(targets), num_slots, model.device)
+        for index, (path, target) in enumerate(targets.items()):
+            weights = SlotWeights(
+                num_slots,
+                target.in_features,
+                target.out_features,
+                dtype,
+                model.device,
+                max_rank=max_rank,
+                table=self._table,
+                module=index,
+            )
             module = model.get_submodule(path)
             if product := linears.get(module):
                 product.attach(module, weights)
@@ -79,16 +90,24 @@ class LoRAModel:
             self._modules[path] = weights
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:
-        """Put an adapter into a slot, in the place of what was there; one copy of its slab to the device at most."""
-        self.clear(slot)
+        """Put an adapter into a slot, in the place of what was there.
+
+        One copy of its slab to the device at most, and one of the table that says where it is.
+        """
+        self._take_out(slot)
         placed = adapter.to(self._device)
         for path, module in placed.modules.items():
             self._modules[path].set(slot, module.a, module.b)
+        self._table.flip()
         self._placed[slot] = placed
         self.num_placements += 1
 
     def clear(self, slot: int) -> None:
         """Empty a slot, and let go of the memory it held."""
+        self._take_out(slot)
+        self._table.flip()
+
+    def _take_out(self, slot: int) -> None:
         placed = self._placed.pop(slot, None)
         for path in placed.modules if placed is not None else ():
             self._modules[path].clear(slot)

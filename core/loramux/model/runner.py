@@ -193,7 +193,14 @@ def _log_quantization(fused: FusedModel, loaded: LoadedModel, args: EngineArgs) 
 def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs, fused: FusedModel) -> LoRAModel | None:
     if not args.enable_lora:
         return None
-    return LoRAModel(loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype, linears=fused.linears)
+    return LoRAModel(
+        loaded.model,
+        base.targets,
+        num_slots=args.max_loras,
+        max_rank=args.max_lora_rank,
+        dtype=loaded.dtype,
+        linears=fused.linears,
+    )
 
 
 def _size(loaded: LoadedModel, args: EngineArgs, layers: Sequence[LayerShape]) -> tuple[int, int]:
