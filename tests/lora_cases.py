@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations, product
 
 import torch
 
@@ -18,6 +19,53 @@ TOLERANCES: dict[torch.dtype, tuple[float, float]] = {
 RANKS = (1, 4, 8, 17, 64)
 ROWS = (1, 3, 63, 100)
 MIXES = ("none", "identical", "distinct", "zipf", "skewed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of the space that every kernel is checked over: see ALL_CASES."""
+
+    rank: int
+    num_rows: int
+    hidden: int
+    mix: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"r{self.rank}-{self.num_rows}x{self.hidden}-{self.mix}-{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """hidden, and the next of its kind: no pair is square."""
+        return self.hidden, HIDDEN[(HIDDEN.index(self.hidden) + 1) % len(HIDDEN)]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Of the slots: two of the case's own, one that has no pair, and one low rank."""
+        return (self.rank, 0, self.rank, min(self.rank, 8))
+
+    def pairs(self) -> set[tuple[object, ...]]:
+        """Every two of its values, with their axes."""
+        values = (self.rank, self.num_rows, self.hidden, self.mix, self.dtype)
+        return {(i, values[i], j, values[j]) for i, j in combinations(range(len(values)), 2)}
+
+
+HIDDEN = (64, 576, 1000, 2049)
+ALL_CASES = tuple(
+    Case(*values) for values in product((*RANKS, 128, 256), ROWS, HIDDEN, MIXES, (torch.float32, torch.float16))
+)
+
+
+def covering_sample() -> tuple[Case, ...]:
+    """Few cases in which every two values of different axes meet: greedily, the case with most pairs not yet seen."""
+    pairs = {case: case.pairs() for case in ALL_CASES}
+    unseen = set().union(*pairs.values())
+    sample = []
+    while unseen:
+        best = max(pairs, key=lambda case: len(pairs[case] & unseen))
+        sample.append(best)
+        unseen -= pairs[best]
+    return tuple(sample)
 
 
 @dataclass(frozen=True)

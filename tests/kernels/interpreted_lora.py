@@ -1,4 +1,4 @@
-"""The Triton kernels against the float64 truth, run by Triton's interpreter on CPU.
+"""The Triton kernels of LoRA against the float64 truth, run by Triton's interpreter on CPU.
 
 Not collected by name: test_lora_triton.py runs this file in a process of its own, with TRITON_INTERPRET=1 set before
 triton is imported. No bfloat16 x: under the interpreter a bfloat16 tl.dot is silently wrong.
@@ -7,57 +7,124 @@ triton is imported. No bfloat16 x: under the interpreter a bfloat16 tl.dot is si
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from launches import Launches
 from lora_cases import (
+    ALL_CASES,
     MIXES,
-    RANKS,
-    ROWS,
     Batch,
+    Case,
     assert_matches,
+    covering_sample,
     make_batch,
+    slot_of_rows,
     true_expand,
     true_shrink,
     untouched_rows,
     written_columns,
 )
-from loramux_kernels import Segments, lora_embedding, lora_expand, lora_linear, lora_shrink, select_backend
+from loramux_kernels import (
+    SegmentBuffer,
+    Segments,
+    SlotWeights,
+    lora_embedding,
+    lora_expand,
+    lora_group,
+    lora_linear,
+    lora_shrink,
+    lora_triton,
+    select_backend,
+)
 
 MIXED_RANKS = (8, 0, 1, 64, 17)
+HIGH_RANKS = (8, 0, 1, 128, 17)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _triton_by_name() -> None:
+def _triton_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert os.environ["TRITON_INTERPRET"] == "1"
+    monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", 16)  # the interpreter runs one after the other
     select_backend("triton")
+    yield
+    select_backend(None)
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("num_rows", ROWS)
-@pytest.mark.parametrize("ranks", [*((rank,) * 3 for rank in RANKS), MIXED_RANKS], ids=str)
-def test_shrink_and_expand_equal_the_truth(ranks: tuple[int, ...], num_rows: int, mix: str) -> None:
-    """The intermediate starts as NaN, and only what is owed is written."""
-    batch = make_batch(mix, num_rows, ranks, (72, 136))
+@pytest.mark.parametrize("case", covering_sample(), ids=str)
+def test_every_op_equals_the_truth(case: Case) -> None:
+    check_ops(case)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("case", ALL_CASES, ids=str)
+def test_every_op_equals_the_truth_everywhere(case: Case) -> None:
+    check_ops(case)
+
+
+def check_ops(case: Case) -> None:
+    """What is owed is right, and what is not owed is still NaN."""
+    batch = make_batch(case.mix, case.num_rows, case.ranks, case.features, case.dtype)
     want = true_shrink(batch)
     shrunk = torch.full(want.shape, float("nan"))
     lora_shrink(batch.x, batch.weights, batch.segments, shrunk)
     columns = written_columns(batch)
     assert_matches("shrunk", shrunk[columns], want[columns], torch.float32)
     assert shrunk[~columns].isnan().all()
+
     want = true_expand(want, batch)
-    lora_expand(shrunk, batch.weights, batch.segments, batch.y)
-    assert_matches("y", batch.y, want, torch.float32)
+    untouched = untouched_rows(batch)
+    y = with_margins(batch, untouched)
+    lora_expand(shrunk, batch.weights, batch.segments, y[:, 8:-8])
+    assert_owed("expanded", y, want, untouched, case.dtype)
+
+    y = with_margins(batch, untouched)
+    lora_group(batch.x, ((batch.weights, 8),), batch.segments, y)
+    assert_owed("linear", y, want, untouched, case.dtype)
+
+    token_ids = (torch.arange(case.num_rows) * 7 + case.rank) % case.hidden
+    one_hot = torch.nn.functional.one_hot(token_ids, case.hidden).to(case.dtype)
+    of_tokens = Batch(one_hot, batch.y, batch.weights, batch.segments)
+    want = true_expand(true_shrink(of_tokens), batch, 3.0)
+    y = with_margins(batch, untouched)
+    lora_embedding(token_ids, batch.weights, batch.segments, y[:, 8:-8], 3.0)
+    assert_owed("embedding", y, want, untouched, case.dtype)
 
 
-@pytest.mark.parametrize("features", [(64, 64), (1000, 129), (130, 300)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_odd_widths_and_half_precision_hold_the_tolerance(dtype: torch.dtype, features: tuple[int, int]) -> None:
-    batch = make_batch("zipf", 63, MIXED_RANKS, features, dtype)
-    want = true_expand(true_shrink(batch), batch)
-    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
-    assert_matches("y", batch.y, want, dtype)
+def with_margins(batch: Batch, untouched: torch.Tensor) -> torch.Tensor:
+    """y between columns of NaN, its rows that no op may touch NaN too."""
+    y = torch.full((batch.y.shape[0], batch.y.shape[1] + 16), float("nan"), dtype=batch.y.dtype)
+    y[:, 8:-8] = batch.y
+    y[untouched] = float("nan")
+    return y
+
+
+def assert_owed(name: str, y: torch.Tensor, want: torch.Tensor, untouched: torch.Tensor, dtype: torch.dtype) -> None:
+    assert_matches(name, y[~untouched, 8:-8], want[~untouched], dtype)
+    assert y[untouched].isnan().all()
+    assert y[:, :8].isnan().all()
+    assert y[:, -8:].isnan().all()
+
+
+@pytest.mark.parametrize("ranks", [MIXED_RANKS, HIGH_RANKS], ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_group_adds_every_members_delta_to_its_own_columns(mix: str, ranks: tuple[int, ...]) -> None:
+    """Members of other widths and ranks; columns of no member keep their bits."""
+    first, second, third = (
+        make_batch(mix, 63, member_ranks, (136, out))
+        for member_ranks, out in ((ranks, 300), ((4, 8, 0, 17, 8), 24), (ranks[::-1], 129))
+    )
+    y = torch.cat([first.y, second.y, torch.full((63, 8), float("nan")), third.y], dim=1)
+    members = ((second.weights, 300), (first.weights, 0), (third.weights, 332))
+    lora_group(first.x, members, first.segments, y)
+    for name, batch, start in (("first", first, 0), ("second", second, 300), ("third", third, 332)):
+        same_x = Batch(first.x, batch.y, batch.weights, first.segments)
+        want = true_expand(true_shrink(same_x), same_x)
+        assert_matches(name, y[:, start : start + want.shape[1]], want, torch.float32)
+    assert y[:, 324:332].isnan().all()
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -83,18 +150,91 @@ def test_nothing_outside_strided_rows_is_read_or_written() -> None:
     assert wide_y[:, 186:].isnan().all()
 
 
-def test_a_row_alone_has_the_bits_it_has_in_a_batch() -> None:
-    batch = make_batch("identical", 100, (17,), (136, 136))
-    alone = batch.y[40:41].clone()
-    lora_linear(batch.x[40:41], batch.weights, Segments((0,), (0,), (1,), 1), alone)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("ranks", [MIXED_RANKS, HIGH_RANKS], ids=str)
+def test_a_row_has_the_same_bits_alone_in_a_decode_and_in_a_prefill(ranks: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Alone, one row of each adapter, and amid long segments, wherever its piece begins."""
+    batch = make_batch("skewed", 100, ranks, (576, 300), dtype)
+    y = batch.y.clone()
+    lora_linear(batch.x, batch.weights, batch.segments, y)
+    slots = slot_of_rows(batch.segments)
+    chosen = [row for row, slot in enumerate(slots) if slot is not None][::9]
+    for row in chosen:
+        alone = batch.y[row : row + 1].clone()
+        lora_linear(batch.x[row : row + 1], batch.weights, Segments((slots[row],), (0,), (1,), 1), alone)
+        assert torch.equal(alone[0], y[row])
+
+    decode = batch.y[chosen].clone()
+    starts = tuple(range(len(chosen)))
+    segments = Segments(tuple(slots[row] for row in chosen), starts, (1,) * len(chosen), len(chosen))
+    lora_linear(batch.x[chosen], batch.weights, segments, decode)
+    assert torch.equal(decode, y[chosen])
+
+
+@pytest.mark.parametrize("ranks", [MIXED_RANKS, HIGH_RANKS], ids=str)
+def test_how_columns_are_spread_over_programs_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...]
+) -> None:
+    batch = make_batch("zipf", 63, ranks, (136, 600))
+    results = []
+    for num_programs in (1, 8, 1 << 20):
+        monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", num_programs)
+        results.append(batch.y.clone())
+        lora_linear(batch.x, batch.weights, batch.segments, results[-1])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("ranks", [MIXED_RANKS, HIGH_RANKS], ids=str)
+def test_a_launch_depends_neither_on_the_adapters_nor_on_the_spread_of_rows(
+    monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...]
+) -> None:
+    """What a graph captured once: kernels, grids, constants, addresses. Every batch and placement goes through it."""
+    batch = make_batch("zipf", 63, ranks, (72, 136))
+    buffer, shrunk = SegmentBuffer(63, 5, CPU), torch.empty(63, max(ranks))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: shrunk)  # a graph's own pool gives it one address
+    y, graphs = torch.empty_like(batch.y), []
+    for mix, num_rows in (("none", 63), ("identical", 63), ("skewed", 63), ("distinct", 10), ("zipf", 63)):
+        segments = make_batch(mix, num_rows, ranks, (72, 136)).segments
+        if mix == "skewed":
+            batch.weights.set(2, torch.ones(17, 72), torch.ones(17, 136).t())
+            batch.weights.clear(0)
+        buffer.fill(segments)
+        launches = Launches()
+        with monkeypatch.context() as patch:
+            launches.record(lora_triton, patch)
+            y.copy_(batch.y)
+            lora_linear(batch.x, batch.weights, buffer, y)
+        graphs.append(launches.seen)
+        inputs = Batch(batch.x, batch.y, batch.weights, segments_of(segments, 63))
+        assert_matches(mix, y, true_expand(true_shrink(inputs), inputs), torch.float32)
+    assert [len(graph) for graph in graphs] == [1 if max(ranks) <= 64 else 2] * len(graphs)
+    assert all(graph == graphs[0] for graph in graphs)
+
+
+def segments_of(segments: Segments, num_rows: int) -> Segments:
+    """The same in a batch of more rows."""
+    return Segments(segments.slots, segments.starts, segments.lengths, num_rows)
+
+
+def test_a_grid_is_exactly_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a graph: as many programs as there are pieces of rows, times spans of columns, and none for base rows."""
+    launches = Launches()
+    launches.record(lora_triton, monkeypatch)
+    batch = make_batch("identical", 100, (8,), (72, 300))
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
-    assert torch.equal(batch.y[40:41], alone)
+    columns, num_spans = lora_triton.spans((300,), 7)
+    assert [launch.grid for launch in launches.seen] == [(num_spans, 7)]  # 98 rows in pieces of 16
+    assert num_spans == -(-300 // columns)
+    lora_linear(batch.x, batch.weights, Segments((), (), (), 100), batch.y)
+    assert len(launches.seen) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_embedding_adds_the_column_of_each_token(dtype: torch.dtype) -> None:
-    batch = make_batch("zipf", 63, MIXED_RANKS, (300, 80), dtype)
-    token_ids = torch.arange(63) * 4 % 300
+    """A product of a one-hot row is exact even where the interpreter's bfloat16 is not: it multiplies in float32."""
+    batch = make_batch("zipf", 63, HIGH_RANKS, (300, 80), dtype)
+    token_ids = (torch.arange(126) * 4 % 300)[::2]
     one_hot = torch.nn.functional.one_hot(token_ids, 300).to(dtype)
     shrunk = true_shrink(Batch(one_hot, batch.y, batch.weights, batch.segments))
     want = true_expand(shrunk, batch, 24.0)
@@ -102,19 +242,34 @@ def test_embedding_adds_the_column_of_each_token(dtype: torch.dtype) -> None:
     assert_matches("y", batch.y, want, dtype)
 
 
+@pytest.mark.parametrize("token_id", [-1, 300])
+def test_a_token_outside_the_vocabulary_adds_nothing(token_id: int) -> None:
+    batch = make_batch("identical", 4, (8,), (300, 80))
+    before = batch.y.clone()
+    lora_embedding(torch.full((4,), token_id), batch.weights, batch.segments, batch.y)
+    assert torch.equal(batch.y, before)
+
+
 def test_a_slot_set_again_is_seen_through_the_same_table() -> None:
-    batch = make_batch("distinct", 6, (8, 8, 8), (72, 136))
+    batch = make_batch("distinct", 6, (8, 8, 17), (72, 136))
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
-    table = batch.weights.table()
-    batch.weights.set(1, torch.ones(17, 72), torch.ones(136, 17))
+    address = batch.weights.table().data_ptr()
+    batch.weights.set(1, torch.ones(17, 72), torch.ones(17, 136).t())
     batch.weights.clear(2)
     want = true_expand(true_shrink(batch), batch)
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
     assert_matches("y", batch.y, want, torch.float32)
-    assert batch.weights.table() is table
+    assert batch.weights.table().data_ptr() == address
 
 
 def test_rows_of_scattered_elements_are_refused() -> None:
     batch = make_batch("identical", 63, (8,), (63, 63))
     with pytest.raises(ValueError, match="elements are adjacent"):
         lora_linear(batch.x.t(), batch.weights, batch.segments, batch.y)
+
+
+def test_members_of_unlike_slots_are_refused() -> None:
+    batch = make_batch("identical", 4, (8,), (72, 136))
+    other = SlotWeights(2, 72, 8, torch.float32, "cpu", max_rank=8)
+    with pytest.raises(ValueError, match=r"same slots, got \[1, 2\]"):
+        lora_group(batch.x, ((batch.weights, 0), (other, 128)), batch.segments, batch.y)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lora_cases import make_batch
+from lora_cases import ALL_CASES, covering_sample, make_batch
 from loramux_kernels import lora_linear, select_backend
 from loramux_kernels.backend import use_triton
 from triton_process import run
@@ -16,13 +16,29 @@ from triton_process import run
 HERE = Path(__file__).parent
 
 
-@pytest.mark.slow
-def test_kernels_equal_the_truth_under_the_interpreter() -> None:
-    output = run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_lora.py"), TRITON_INTERPRET="1"
-    )
+def interpret(*options: str, timeout_seconds: float = 300) -> None:
+    """Run the interpreted tests; all of them must have run."""
+    file = str(HERE / "interpreted_lora.py")
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *options, file)
+    output = run(*arguments, timeout_seconds=timeout_seconds, TRITON_INTERPRET="1")
     assert " passed" in output
     assert "skipped" not in output
+
+
+@pytest.mark.slow
+def test_kernels_equal_the_truth_under_the_interpreter() -> None:
+    interpret()
+
+
+@pytest.mark.campaign
+def test_kernels_equal_the_truth_over_the_whole_space() -> None:
+    interpret("-m", "campaign", timeout_seconds=7200)
+
+
+def test_the_sample_has_every_two_values_together() -> None:
+    sample = covering_sample()
+    assert set().union(*(case.pairs() for case in sample)) == set().union(*(case.pairs() for case in ALL_CASES))
+    assert (len(sample), len(ALL_CASES)) == (36, 1120)
 
 
 def test_importing_the_ops_and_serving_on_cpu_does_not_import_triton() -> None:

@@ -54,7 +54,7 @@ def _target(module: nn.Module, *, is_embedding: bool, is_lm_head: bool) -> LoRAT
 
 
 class LoRAModel:
-    """The adapter slots of one model. Owned by the engine thread."""
+    """The adapter slots of one model. Owned by the engine thread. `table` says where the kernels find their weights."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class LoRAModel:
         self._modules: dict[str, SlotWeights] = {}
         self._placed: dict[int, PackedAdapter] = {}
         self.num_placements = 0
-        self._table = SlotTable(len(targets), num_slots, model.device)
+        self.table = SlotTable(len(targets), num_slots, model.device)
         for index, (path, target) in enumerate(targets.items()):
             weights = SlotWeights(
                 num_slots,
@@ -79,7 +79,7 @@ class LoRAModel:
                 dtype,
                 model.device,
                 max_rank=max_rank,
-                table=self._table,
+                table=self.table,
                 module=index,
             )
             module = model.get_submodule(path)
@@ -98,14 +98,14 @@ class LoRAModel:
         placed = adapter.to(self._device)
         for path, module in placed.modules.items():
             self._modules[path].set(slot, module.a, module.b)
-        self._table.flip()
+        self.table.flip()
         self._placed[slot] = placed
         self.num_placements += 1
 
     def clear(self, slot: int) -> None:
         """Empty a slot, and let go of the memory it held."""
         self._take_out(slot)
-        self._table.flip()
+        self.table.flip()
 
     def _take_out(self, slot: int) -> None:
         placed = self._placed.pop(slot, None)

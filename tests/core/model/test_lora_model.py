@@ -19,6 +19,7 @@ from loramux.model.kv_cache import KVCache, LayerShape
 from loramux.model.lora_model import LoRAModel, describe_base
 from loramux.model.probe import probe
 from tiny_models import build_model
+from triton_process import run
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -168,3 +169,26 @@ def test_placing_replaces_what_was_there(model: PreTrainedModel) -> None:
     expected = x @ model.get_submodule(UP).weight.T + x @ module.a.T @ module.b.T
     torch.testing.assert_close(run_up_proj(model, x, [0]), expected, atol=1e-4, rtol=1e-4)
     assert slots.num_placements == 2
+
+
+def test_placing_and_clearing_change_the_kernels_table_once_for_all_modules(model: PreTrainedModel) -> None:
+    """One copy per placement, however many modules: a graph that is replayed after it reads the new addresses."""
+    targets = {UP: LoRATarget("linear", 64, 96), "model.layers.1.mlp.up_proj": LoRATarget("linear", 64, 96)}
+    slots = LoRAModel(model, targets, num_slots=2, max_rank=64, dtype=torch.float32, linears={})
+    table, adapter = slots.table.tensor, packed("a", 8)
+
+    slots.place(1, adapter)
+    assert table[0, :, 1].tolist() == [adapter.modules[UP].a.data_ptr(), adapter.modules[UP].b.data_ptr(), 8]
+    assert not table[1].any()
+    slots.place(1, packed("b", 2))
+    assert table[0, 2, 1] == 2
+    slots.clear(1)
+    assert not table.any()
+    assert slots.table.tensor is table
+    assert slots.table.num_flips == 3
+
+
+@pytest.mark.slow
+def test_a_decode_step_through_tritons_kernels_under_the_interpreter() -> None:
+    file = str(Path(__file__).with_name("interpreted_lora_model.py"))
+    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", file, TRITON_INTERPRET="1")
