@@ -48,7 +48,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _triton_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert os.environ["TRITON_INTERPRET"] == "1"
-    monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", 16)  # the interpreter runs one after the other
+    monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", 8)  # the interpreter runs one after the other
     select_backend("triton")
     yield
     select_backend(None)
@@ -154,11 +154,11 @@ def test_nothing_outside_strided_rows_is_read_or_written() -> None:
 @pytest.mark.parametrize("ranks", [MIXED_RANKS, HIGH_RANKS], ids=str)
 def test_a_row_has_the_same_bits_alone_in_a_decode_and_in_a_prefill(ranks: tuple[int, ...], dtype: torch.dtype) -> None:
     """Alone, one row of each adapter, and amid long segments, wherever its piece begins."""
-    batch = make_batch("skewed", 100, ranks, (576, 300), dtype)
+    batch = make_batch("skewed", 100, ranks, (300, 200), dtype)
     y = batch.y.clone()
     lora_linear(batch.x, batch.weights, batch.segments, y)
     slots = slot_of_rows(batch.segments)
-    chosen = [row for row, slot in enumerate(slots) if slot is not None][::9]
+    chosen = [row for row, slot in enumerate(slots) if slot is not None][::13]
     for row in chosen:
         alone = batch.y[row : row + 1].clone()
         lora_linear(batch.x[row : row + 1], batch.weights, Segments((slots[row],), (0,), (1,), 1), alone)
