@@ -1,13 +1,42 @@
-"""Paged decode attention: one new token per sequence attends to the KV blocks of its sequence."""
+"""Paged attention: the rows of a batch attend to the KV blocks of their own sequences, read where they lie.
+
+keys and values: [num_blocks, block_size, num_kv_heads, width], contiguous, whose widths may differ. query: [num_rows,
+num_heads * key_dim], whose rows may lie apart; out: [num_rows, num_heads * value_dim], contiguous, of the same dtype
+(float32, float16, bfloat16). num_heads is a multiple of num_kv_heads: neighbouring query heads share a KV head.
+A row sees the positions of its sequence up to its own, and becomes the mean of their values, weighted by a `ScoreRule`.
+Sums are float32, a result is rounded once, and no position is read that none of the rows sees. A row depends on no
+other row, in the loops of numba and in Triton's kernels to the bit.
+"""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - the name the field uses
+from dataclasses import dataclass
 
-from loramux_kernels.backend import use_numba
+import torch
+
+from loramux_kernels.backend import use_numba, use_triton
+from loramux_kernels.prefill_batch import PrefillBatch
 
 MANY_SEQUENCES = 8  # from here on a sequence is one thread's work; of fewer, each of its KV heads is
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """How scores become weights: `scale * query . key`, a cap, a mask by causality and window, softmax with sinks.
+
+    window: how many of the last positions are seen, 1 or more; softcap: scores are `softcap * tanh(score / softcap)`
+    (Gemma 2); sinks: [num_heads], one more score per head that takes part in the softmax and has no value (gpt-oss).
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there are neither cap nor sinks."""
+        return self.softcap is None and self.sinks is None
 
 
 def paged_decode(
@@ -18,41 +47,93 @@ def paged_decode(
     lengths: torch.Tensor,
     rows: torch.Tensor,
     out: torch.Tensor,
-    *,
-    scale: float,
-    window: int | None = None,
+    rule: ScoreRule,
 ) -> None:
-    """Write `softmax(scale * query . keys) . values` of every sequence to its row of `out`; other rows stay.
+    """Write what the last token of every sequence attends to into its row of `out`; other rows stay.
 
-    query: [num_rows, num_heads * head_dim], whose rows may lie apart, out: the same, contiguous; keys, values:
-    [num_blocks, block_size, num_kv_heads, head_dim]; num_heads is a multiple of num_kv_heads. block_tables: int64 [n,
-    max_blocks], of which the blocks that lengths int64 [n] needs are read by the loops, and all must be valid; rows:
-    int64 [n], the row of each sequence. window: how many of the last positions are seen; None = all.
+    block_tables: int64 [n, max_blocks], of which the blocks that lengths, int64 [n], needs are read; rows: int64 [n],
+    the row of each sequence. A sequence of length 0 gets zeros, where numba does not serve: it pads a batch.
+    What Triton launches follows from the shapes: lengths, rows and tables may change beneath a captured graph.
     """
-    _num_blocks, block_size, num_kv_heads, dim = keys.shape
-    group = query.shape[1] // (num_kv_heads * dim)
-    if use_numba(query):
+    if use_triton(query):
+        from loramux_kernels import attention_triton  # triton is imported where it is used
+
+        attention_triton.decode(query, keys, values, block_tables, lengths, rows, out, rule)
+        return
+    if use_numba(query) and rule.is_plain and keys.shape == values.shape:
         from loramux_kernels import attention_numba, machine_numba  # numba is imported where it is used
 
+        _num_blocks, block_size, num_kv_heads, dim = keys.shape
         num_heads = num_kv_heads if len(rows) >= MANY_SEQUENCES else 1  # of an item
-        attention_numba.paged_decode(group, dim, block_size).run(
+        attention_numba.paged_decode(query.shape[1] // (num_kv_heads * dim), dim, block_size).run(
             len(rows) * (num_kv_heads // num_heads),
             *(query.data_ptr(), query.stride(0), out.data_ptr(), keys.data_ptr(), values.data_ptr()),
             *(block_tables.data_ptr(), block_tables.shape[1], lengths.data_ptr(), rows.data_ptr()),
-            *(num_kv_heads, machine_numba.float_bits(scale), window or 0, num_heads),
+            *(num_kv_heads, machine_numba.float_bits(rule.scale), rule.window or 0, num_heads),
         )
         return
-    key, value = (_gather(cache, block_tables) for cache in (keys, values))  # [n, num_kv_heads, length, head_dim]
-    positions = torch.arange(key.shape[2], device=query.device)
-    hidden = positions >= lengths[:, None]
-    if window is not None:
-        hidden |= positions < lengths[:, None] - window
-    mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, float("-inf"))
-    folded = query[rows].view(len(rows), num_kv_heads, group, dim)
-    attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask[:, None, None], scale=scale)
-    out[rows] = attended.reshape(len(rows), -1)
+    for table, length, row in zip(block_tables, lengths.tolist(), rows.tolist(), strict=True):
+        out[row] = _attend(query[row : row + 1], keys, values, table, length, rule)
 
 
-def _gather(cache: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
-    blocks = cache.index_select(0, block_tables.flatten())
-    return blocks.view(block_tables.shape[0], -1, *cache.shape[2:]).transpose(1, 2)
+def paged_prefill(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    batch: PrefillBatch,
+    out: torch.Tensor,
+    rule: ScoreRule,
+) -> None:
+    """Write what every row of every chunk attends to into its row of `out`; rows of no chunk stay."""
+    if use_triton(query):
+        from loramux_kernels import attention_triton
+
+        attention_triton.prefill(query, keys, values, batch, out, rule)
+        return
+    chunks = zip(batch.starts, batch.counts, batch.contexts, batch.block_tables, strict=True)
+    for start, count, context, table in chunks:
+        rows = slice(start, start + count)
+        out[rows] = _attend(query[rows], keys, values, table, context + count, rule)
+
+
+def store_kv(
+    key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> None:
+    """Write the key and value of every row to the cache.
+
+    key, value: [num_rows, num_kv_heads, width], of any strides; kv_slots: int64 [num_rows], each block * block_size +
+    offset, all different; a row whose slot is negative is not stored: it pads a batch.
+    """
+    if use_triton(key):
+        from loramux_kernels import attention_triton
+
+        attention_triton.store(key, value, kv_slots, keys, values)
+        return
+    stored = kv_slots >= 0
+    if not bool(stored.all()):
+        key, value, kv_slots = key[stored], value[stored], kv_slots[stored]
+    keys.flatten(0, 1).index_copy_(0, kv_slots, key)
+    values.flatten(0, 1).index_copy_(0, kv_slots, value)
+
+
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, length: int, rule: ScoreRule
+) -> torch.Tensor:
+    """The reference: query [rows, num_heads * key_dim] of the last positions of one sequence of `length` tokens."""
+    blocks = table[: -(-length // keys.shape[1])]
+    key, value = (cache[blocks].flatten(0, 1)[:length].float() for cache in (keys, values))
+    folded = query.float().unflatten(1, (key.shape[1], -1, key.shape[2]))  # type: ignore[no-untyped-call]
+    scores = torch.einsum("rhgd,thd->hgrt", folded, key) * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    positions = torch.arange(length, device=query.device)
+    last = torch.arange(length - len(query), length, device=query.device)[:, None]
+    hidden = positions > last
+    if rule.window is not None:
+        hidden |= positions <= last - rule.window
+    scores = scores.masked_fill(hidden, float("-inf"))
+    if rule.sinks is not None:
+        sinks = rule.sinks.float().view(*scores.shape[:2], 1, 1).expand(-1, -1, len(query), 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(dim=-1)[..., :length]
+    return torch.einsum("hgrt,the->rhge", weights, value).flatten(1).to(query.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loramux_kernels import Backend, paged_decode, rms_norm, rotate_and_store, silu_mul
+from loramux_kernels import Backend, ScoreRule, paged_decode, rms_norm, rotate_and_store, silu_mul
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -94,7 +94,7 @@ def attend(
         wide = query[rows[sequence]].double().view(num_kv_heads, -1, dim)
         weights = torch.einsum("hgd,thd->hgt", wide, key[first:].double()).mul(0.3).softmax(-1)
         want[rows[sequence]] = torch.einsum("hgt,thd->hgd", weights, value[first:].double()).flatten()
-    paged_decode(query, keys, values, tables, torch.tensor(lengths), rows, out, scale=0.3, window=window)
+    paged_decode(query, keys, values, tables, torch.tensor(lengths), rows, out, ScoreRule(0.3, window))
     return out.double(), want
 
 
@@ -123,10 +123,10 @@ def test_a_row_is_the_same_to_the_bit_whoever_else_is_in_the_batch() -> None:
         assert torch.equal(silu_mul(x[row : row + 1])[0], gates[row])
     keys, values, query = random(60, 16, 3, 64), random(60, 16, 3, 64), random(20, 9 * 64)
     tables, lengths, out = torch.randperm(60).view(20, 3), torch.arange(20, 40), torch.zeros(2, 20, 9 * 64)
-    paged_decode(query, keys, values, tables, lengths, torch.arange(20), out[0], scale=0.3)
+    paged_decode(query, keys, values, tables, lengths, torch.arange(20), out[0], ScoreRule(0.3))
     for row in range(20):
         one = slice(row, row + 1)
-        paged_decode(query, keys, values, tables[one], lengths[one], torch.tensor([row]), out[1], scale=0.3)
+        paged_decode(query, keys, values, tables[one], lengths[one], torch.tensor([row]), out[1], ScoreRule(0.3))
     assert torch.equal(out[0], out[1])
 
 

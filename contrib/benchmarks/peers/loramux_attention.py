@@ -20,6 +20,7 @@ from loramux.model.fused import layers
 from loramux.model.runner import ModelRunner
 from loramux.model.sampling_row import SamplingRow
 from loramux.sampling_params import SamplingParams
+from loramux_kernels import ScoreRule
 
 WARM_UP_STEPS = 2
 NUM_STEPS = 10
@@ -34,11 +35,11 @@ class AttentionClock:
         self.num_calls = 0
 
     def attend(
-        self, context: ForwardContext, layer: int, query: torch.Tensor, num_heads: int, score: attention.ScoreRule
+        self, context: ForwardContext, layer: int, query: torch.Tensor, num_heads: int, rule: ScoreRule
     ) -> torch.Tensor:
         """Attend, and look at the clock before and after."""
         began = time.perf_counter()
-        result = self._attend(context, layer, query, num_heads, score)
+        result = self._attend(context, layer, query, num_heads, rule)
         self.seconds += time.perf_counter() - began
         self.num_calls += 1
         return result

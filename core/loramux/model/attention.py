@@ -12,9 +12,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from loramux.errors import ModelUnsupported
-from loramux.model.forward_context import DecodeGroup, ForwardContext, PrefillChunk, current_context
-from loramux_kernels import paged_decode
-from loramux_kernels.backend import use_numba
+from loramux.model.forward_context import DecodeGroup, ForwardContext, current_context
+from loramux_kernels import PrefillBatch, ScoreRule, paged_decode, paged_prefill
+from loramux_kernels.backend import use_numba, use_triton
 
 ATTENTION_NAME = "loramux_paged"
 
@@ -64,12 +64,12 @@ def paged_attention(
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [num_tokens, heads, width]
     context.kv_cache.write(layer, key, value, context.kv_slots)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    score = ScoreRule(scale, sliding_window, softcap, s_aux)
+    rule = ScoreRule(scale, sliding_window, softcap, s_aux)
     num_tokens, num_heads, _dim = query.shape
-    return attend(context, layer, query.flatten(1), num_heads, score).view(1, num_tokens, num_heads, -1), None
+    return attend(context, layer, query.flatten(1), num_heads, rule).view(1, num_tokens, num_heads, -1), None
 
 
-def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: int, score: ScoreRule) -> torch.Tensor:
+def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: int, rule: ScoreRule) -> torch.Tensor:
     """Attend over the cache, which holds this pass's keys and values already.
 
     query: [num_tokens, num_heads * key_dim], whose rows may lie apart; returns [num_tokens, num_heads * value_dim].
@@ -77,50 +77,43 @@ def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: 
     keys, values = context.kv_cache.keys[layer], context.kv_cache.values[layer]
     output = query.new_empty(query.shape[0], num_heads * values.shape[-1])
     heads, attended = query.unflatten(1, (num_heads, -1)), output.view(len(output), num_heads, -1)  # type: ignore[no-untyped-call]
-    for chunk in context.prefills:
-        attended[chunk.start : chunk.end] = _prefill(context, layer, heads[chunk.start : chunk.end], chunk, score)
-    is_plain = score.softcap is None and score.sinks is None and keys.shape == values.shape
-    is_compiled = is_plain and use_numba(query)
-    for group in context.decodes:
-        if is_compiled:
-            sequences = (group.block_ids, group.lengths, group.rows)
-            paged_decode(query, keys, values, *sequences, output, scale=score.scale, window=score.window)
+    reads_blocks = use_triton(query)
+    if context.prefills is not None:
+        if reads_blocks:
+            paged_prefill(query, keys, values, context.prefills, output, rule)
         else:
-            attended[group.rows] = _decode(context, layer, heads[group.rows], group, score)
+            _prefill_each(context, layer, heads, context.prefills, attended, rule)
+    reads_blocks = reads_blocks or (use_numba(query) and rule.is_plain and keys.shape == values.shape)
+    for group in context.decodes:
+        if reads_blocks:
+            paged_decode(query, keys, values, group.block_ids, group.lengths, group.rows, output, rule)
+        else:
+            attended[group.rows] = _decode(context, layer, heads[group.rows], group, rule)
     return output
 
 
-class ScoreRule:
-    """How scores become weights: scale, then cap, then mask by causality and window, then softmax with sinks."""
+def _weigh(
+    rule: ScoreRule, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return [batch, kv_heads, group * rows, value_dim].
 
-    def __init__(
-        self, scale: float, window: int | None, softcap: float | None = None, sinks: torch.Tensor | None = None
-    ) -> None:
-        self.scale = scale
-        self.window = window
-        self.softcap = softcap
-        self.sinks = sinks
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return [batch, kv_heads, group * rows, value_dim].
-
-        query: [batch, kv_heads, group * rows, dim]; key, value: [batch, kv_heads, length, width];
-        mask: additive, broadcastable to [batch, 1, group * rows, length].
-        """
-        if self.softcap is None and self.sinks is None:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
-        scores = torch.matmul(query, key.transpose(-1, -2)).float() * self.scale
-        if self.softcap is not None:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        scores = scores + mask
-        if self.sinks is None:
-            weights = scores.softmax(dim=-1)
-        else:
-            batch, num_kv_heads, rows, _length = scores.shape
-            group = self.sinks.numel() // num_kv_heads
-            sinks = self.sinks.float().view(1, num_kv_heads, group, 1, 1).expand(batch, -1, -1, rows // group, 1)
-            weights = torch.cat([scores, sinks.reshape(batch, num_kv_heads, rows, 1)], dim=-1).softmax(dim=-1)[..., :-1]
-        return torch.matmul(weights.to(value.dtype), value)
+    query: [batch, kv_heads, group * rows, dim]; key, value: [batch, kv_heads, length, width];
+    mask: additive, broadcastable to [batch, 1, group * rows, length].
+    """
+    if rule.is_plain:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=rule.scale)
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = scores + mask
+    if rule.sinks is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        batch, num_kv_heads, rows, _length = scores.shape
+        group = rule.sinks.numel() // num_kv_heads
+        sinks = rule.sinks.float().view(1, num_kv_heads, group, 1, 1).expand(batch, -1, -1, rows // group, 1)
+        weights = torch.cat([scores, sinks.reshape(batch, num_kv_heads, rows, 1)], dim=-1).softmax(dim=-1)[..., :-1]
+    return torch.matmul(weights.to(value.dtype), value)
 
 
 def check_arguments(attention_mask: torch.Tensor | None, arguments: dict[str, object]) -> None:
@@ -132,48 +125,54 @@ def check_arguments(attention_mask: torch.Tensor | None, arguments: dict[str, ob
             raise ModelUnsupported(f"its attention layers pass {name!r}, which is not supported")
 
 
-def _prefill(
-    context: ForwardContext, layer: int, query: torch.Tensor, chunk: PrefillChunk, score: ScoreRule
-) -> torch.Tensor:
-    """query: [rows, num_heads, dim] of one sequence; returns [rows, num_heads, value_dim]."""
-    rows, num_heads, _dim = query.shape
-    length = chunk.context_len + rows
-    key, value = context.kv_cache.read(layer, chunk.block_ids)  # [padded length, kv_heads, width]
-    key, value = key[:length].transpose(0, 1)[None], value[:length].transpose(0, 1)[None]
-    num_kv_heads = key.shape[1]
-    group = num_heads // num_kv_heads
-    folded = query.view(rows, num_kv_heads, group, -1).permute(1, 2, 0, 3).reshape(1, num_kv_heads, group * rows, -1)
-    mask = _prefill_mask(context, chunk, rows, group, score.window, query)
-    out = score.attend(folded, key, value, mask)
-    return out.view(num_kv_heads, group, rows, -1).permute(2, 0, 1, 3).reshape(rows, num_heads, -1)
+def _prefill_each(
+    context: ForwardContext,
+    layer: int,
+    query: torch.Tensor,
+    batch: PrefillBatch,
+    attended: torch.Tensor,
+    rule: ScoreRule,
+) -> None:
+    """query: [num_tokens, num_heads, dim]; attended: [num_tokens, num_heads, value_dim], of which chunks are set."""
+    chunks = zip(batch.starts, batch.counts, batch.contexts, batch.block_tables, strict=True)
+    for start, count, context_len, table in chunks:
+        length = context_len + count
+        key, value = context.kv_cache.read(layer, table[: -(-length // context.kv_cache.block_size)])
+        key, value = key[:length].transpose(0, 1)[None], value[:length].transpose(0, 1)[None]
+        num_kv_heads, num_heads = key.shape[1], query.shape[1]
+        group = num_heads // num_kv_heads
+        folded = query[start : start + count].view(count, num_kv_heads, group, -1).permute(1, 2, 0, 3)
+        mask = _prefill_mask(context, start, range(context_len, length), group, rule.window, query)
+        out = _weigh(rule, folded.reshape(1, num_kv_heads, group * count, -1), key, value, mask)
+        attended[start : start + count] = out.view(num_kv_heads, group, count, -1).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _decode(
-    context: ForwardContext, layer: int, query: torch.Tensor, group: DecodeGroup, score: ScoreRule
+    context: ForwardContext, layer: int, query: torch.Tensor, group: DecodeGroup, rule: ScoreRule
 ) -> torch.Tensor:
     """query: [n, num_heads, dim], one row per sequence; returns [n, num_heads, value_dim]."""
     num_sequences, num_heads, _dim = query.shape
     key, value = context.kv_cache.read(layer, group.block_ids)  # [n, padded length, kv_heads, width]
     key, value = key.transpose(1, 2), value.transpose(1, 2)
     folded = query.view(num_sequences, key.shape[1], num_heads // key.shape[1], -1)
-    mask = _decode_mask(context, group, key.shape[2], score.window, query)
-    return score.attend(folded, key, value, mask).reshape(num_sequences, num_heads, -1)
+    mask = _decode_mask(context, group, key.shape[2], rule.window, query)
+    return _weigh(rule, folded, key, value, mask).reshape(num_sequences, num_heads, -1)
 
 
 def _prefill_mask(
-    context: ForwardContext, chunk: PrefillChunk, rows: int, group: int, window: int | None, like: torch.Tensor
+    context: ForwardContext, start: int, positions: range, group: int, window: int | None, like: torch.Tensor
 ) -> torch.Tensor:
-    """[1, 1, group * rows, length]: row r of the chunk sees positions up to context_len + r, within the window."""
-    cached = context.masks.get((chunk.start, window))
+    """[1, 1, group * rows, length]: each row of the chunk at `start` sees up to its own position, within the window."""
+    cached = context.masks.get((start, window))
     if cached is not None:
         return cached
-    keys = torch.arange(chunk.context_len + rows, device=like.device)
-    queries = torch.arange(chunk.context_len, chunk.context_len + rows, device=like.device)[:, None]
+    keys = torch.arange(positions.stop, device=like.device)
+    queries = keys[positions.start :, None]
     hidden = keys > queries
     if window is not None:
         hidden |= keys <= queries - window
-    mask = _additive(hidden, like).expand(group, -1, -1).reshape(1, 1, group * rows, -1)
-    context.masks[chunk.start, window] = mask
+    mask = _additive(hidden, like).expand(group, -1, -1).reshape(1, 1, group * len(positions), -1)
+    context.masks[start, window] = mask
     return mask
 
 

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from loramux.batch import BASE_SLOT, ScheduledSequence
-from loramux.model.forward_context import DecodeGroup, ForwardContext, PrefillChunk
+from loramux.model.forward_context import DecodeGroup, ForwardContext
 from loramux.model.kv_cache import KVCache
-from loramux_kernels import Segments
+from loramux_kernels import PrefillBatch, Segments
+from loramux_kernels.backend import use_triton
 
 IntArray = npt.NDArray[np.int64]
 
@@ -43,11 +44,12 @@ def build_inputs(
     tables = [np.asarray(sequence.block_table, dtype=np.int64) for sequence in sequences]
     block_size = kv_cache.block_size
     kv_slots = np.concatenate([_kv_slots(s, table, block_size) for s, table in zip(sequences, tables, strict=True)])
+    slots = torch.from_numpy(kv_slots).to(device)
     context = ForwardContext(
         kv_cache=kv_cache,
-        kv_slots=torch.from_numpy(kv_slots).to(device),
-        prefills=tuple(_prefills(sequences, starts, tables, device)),
-        decodes=tuple(_decodes(sequences, starts, tables, device)),
+        kv_slots=slots,
+        prefills=_prefills(sequences, starts, tables, device),
+        decodes=tuple(_decodes(sequences, starts, tables, device, is_padding_read=not use_triton(slots))),
         segments=_segments(sequences, lengths) if has_lora else None,
         logit_segments=_segments(sequences, [s.num_logits for s in sequences]) if has_lora else None,
     )
@@ -67,42 +69,51 @@ def _kv_slots(sequence: ScheduledSequence, table: IntArray, block_size: int) -> 
 
 def _prefills(
     sequences: Sequence[ScheduledSequence], starts: IntArray, tables: Sequence[IntArray], device: torch.device
-) -> list[PrefillChunk]:
-    return [
-        PrefillChunk(
-            start=int(starts[index]),
-            end=int(starts[index + 1]),
-            context_len=sequence.position,
-            block_ids=torch.from_numpy(tables[index]).to(device),
-        )
-        for index, sequence in enumerate(sequences)
-        if len(sequence.token_ids) > 1
-    ]
+) -> PrefillBatch | None:
+    chunks = [index for index, sequence in enumerate(sequences) if len(sequence.token_ids) > 1]
+    if not chunks:
+        return None
+    return PrefillBatch(
+        starts=tuple(int(starts[index]) for index in chunks),
+        counts=tuple(len(sequences[index].token_ids) for index in chunks),
+        contexts=tuple(sequences[index].position for index in chunks),
+        block_tables=_padded([tables[index] for index in chunks], device),
+    )
 
 
 def _decodes(
-    sequences: Sequence[ScheduledSequence], starts: IntArray, tables: Sequence[IntArray], device: torch.device
+    sequences: Sequence[ScheduledSequence],
+    starts: IntArray,
+    tables: Sequence[IntArray],
+    device: torch.device,
+    *,
+    is_padding_read: bool,
 ) -> list[DecodeGroup]:
-    """Group single-token sequences by the power of two of their number of blocks, so that padding stays below half."""
+    """Group single-token sequences by the power of two of their number of blocks, so that padding stays below half.
+
+    Triton's kernels read no padding: there one group, and so one launch, has them all.
+    """
     members: dict[int, list[int]] = {}
     for index, sequence in enumerate(sequences):
         if len(sequence.token_ids) == 1:
-            members.setdefault((len(tables[index]) - 1).bit_length(), []).append(index)
-    groups = []
-    for indices in members.values():
-        block_ids = np.empty((len(indices), max(len(tables[index]) for index in indices)), dtype=np.int64)
-        for row, index in enumerate(indices):
-            block_ids[row, : len(tables[index])] = tables[index]
-            block_ids[row, len(tables[index]) :] = tables[index][0]
-        lengths = np.array([sequences[index].position + 1 for index in indices], dtype=np.int64)
-        groups.append(
-            DecodeGroup(
-                rows=torch.from_numpy(starts[indices]).to(device),
-                block_ids=torch.from_numpy(block_ids).to(device),
-                lengths=torch.from_numpy(lengths).to(device),
-            )
+            members.setdefault((len(tables[index]) - 1).bit_length() if is_padding_read else 0, []).append(index)
+    return [
+        DecodeGroup(
+            rows=torch.from_numpy(starts[indices]).to(device),
+            block_ids=_padded([tables[index] for index in indices], device),
+            lengths=torch.tensor([sequences[index].position + 1 for index in indices], device=device),
         )
-    return groups
+        for indices in members.values()
+    ]
+
+
+def _padded(tables: Sequence[IntArray], device: torch.device) -> torch.Tensor:
+    """int64 [n, most blocks]: every table, and after it the first of its own blocks again."""
+    padded = np.empty((len(tables), max(len(table) for table in tables)), dtype=np.int64)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+        row[len(table) :] = table[0]
+    return torch.from_numpy(padded).to(device)
 
 
 def _segments(sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray) -> Segments | None:

@@ -9,25 +9,12 @@ from dataclasses import dataclass, field
 import torch
 
 from loramux.model.kv_cache import KVCache
-from loramux_kernels import Segments
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Several new tokens of one sequence: rows [start, end) of the batch, at positions `context_len` and up.
-
-    block_ids: int64 [num_blocks], the sequence's KV blocks, the new tokens' included.
-    """
-
-    start: int
-    end: int
-    context_len: int
-    block_ids: torch.Tensor
+from loramux_kernels import PrefillBatch, Segments
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences of similar length with one new token each.
+    """Sequences with one new token each: where torch or numba serves, of similar length; where Triton does, all.
 
     rows: int64 [n], their rows of the batch. block_ids: int64 [n, max_blocks], padded with a block of the same
     sequence: what others write in this step may not be finite.
@@ -53,12 +40,13 @@ class ForwardContext:
 
     kv_slots: int64 [num_tokens], where each token's key and value go: block * block_size + offset.
     segments / logit_segments: which rows of the batch, and of the rows that reach lm_head, belong to which adapter
-    slot; None when no row has an adapter. masks: scratch of the attention function, per window size.
+    slot; None when no row has an adapter. prefills: sequences with several new tokens, None when there are none.
+    masks: scratch of the attention function, per window size.
     """
 
     kv_cache: KVCache
     kv_slots: torch.Tensor
-    prefills: tuple[PrefillChunk, ...]
+    prefills: PrefillBatch | None
     decodes: tuple[DecodeGroup, ...]
     segments: Segments | None = None
     logit_segments: Segments | None = None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from loramux_kernels import store_kv
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -47,9 +49,8 @@ class KVCache:
                 tensors.append(_zeros((num_blocks, block_size, layer.num_kv_heads, width), dtype, device))
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor) -> None:
-        """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, kv_slots, key)
-        self.values[layer].flatten(0, 1).index_copy_(0, kv_slots, value)
+        """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]; negative ones pad a batch."""
+        store_kv(key, value, kv_slots, self.keys[layer], self.values[layer])
 
     def read(self, layer: int, block_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return key and value [*n, num_tokens, num_kv_heads, width] of the blocks in block_ids [*n, num_blocks]."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from loramux.batch import BASE_SLOT, ScheduledSequence
 from loramux.model.batch_inputs import BatchInputs, build_inputs
 from loramux.model.kv_cache import KVCache, LayerShape
+from loramux_kernels import select_backend
 
 
 def sequence(
@@ -50,8 +52,9 @@ def test_chunks_and_single_tokens_go_separate_ways() -> None:
         sequence(tokens=1, position=2, blocks=(4,)),
     )
 
-    (chunk,) = inputs.context.prefills
-    assert (chunk.start, chunk.end, chunk.context_len, chunk.block_ids.tolist()) == (0, 3, 4, [5, 1])
+    chunks = inputs.context.prefills
+    assert chunks is not None
+    assert (chunks.starts, chunks.counts, chunks.contexts, chunks.block_tables.tolist()) == ((0,), (3,), (4,), [[5, 1]])
     (group,) = inputs.context.decodes
     assert (group.rows.tolist(), group.lengths.tolist(), group.block_ids.tolist()) == ([3, 4], [1, 3], [[3], [4]])
 
@@ -63,6 +66,24 @@ def test_long_and_short_sequences_are_not_padded_to_each_other() -> None:
     )
 
     assert sorted(group.block_ids.shape for group in inputs.context.decodes) == [(1, 1), (1, 9)]
+
+
+def test_triton_is_given_all_single_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads no padding, and one launch serves them."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # else it would refuse tensors on a CPU
+    select_backend("triton")
+    try:
+        inputs = build(
+            sequence(tokens=1, position=35, blocks=tuple(range(2, 11))),
+            sequence(tokens=2, position=0, blocks=(12,)),
+            sequence(tokens=1, position=0, blocks=(1,)),
+        )
+    finally:
+        select_backend(None)
+
+    (group,) = inputs.context.decodes
+    assert (group.rows.tolist(), group.lengths.tolist()) == ([0, 3], [36, 1])
+    assert group.block_ids[:, 0].tolist() == [2, 1]
 
 
 def test_padding_stays_within_the_sequences_own_blocks() -> None:

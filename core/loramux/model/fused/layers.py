@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from loramux.model.attention import ScoreRule, attend
+from loramux.model.attention import attend
 from loramux.model.forward_context import current_context
 from loramux.model.fused.linear import FusedLinear
-from loramux_kernels import rms_norm, rotate_and_store, silu_mul
+from loramux_kernels import ScoreRule, rms_norm, rotate_and_store, silu_mul
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, num_tokens, head_dim]
