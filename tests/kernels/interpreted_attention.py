@@ -63,7 +63,7 @@ def test_decode_equals_the_truth(name: str, dtype: torch.dtype) -> None:
 def test_decode_in_splits_equals_the_truth(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a length each, whose number is that of a sequence's blocks or, for the longest, the highest."""
     small_splits(monkeypatch)
-    batch = make_attention(DECODES)
+    batch = make_attention(DECODES, widths=(80, 72))
     rule = rule_of(name, 6)
     got, want = batch.run_decode(rule), batch.truth(rule)
     assert_matches("out", got[batch.owned], want[batch.owned], torch.float32)
@@ -179,6 +179,17 @@ def test_keys_and_values_are_stored_where_they_belong(dtype: torch.dtype) -> Non
         want = torch.full_like(cache, 7.0)
         want.flatten(0, 1)[slots[slots >= 0]] = written[slots >= 0]
         assert torch.equal(cache, want)
+
+
+def test_what_lies_before_every_window_is_not_read() -> None:
+    """Its blocks may have another owner by now."""
+    batch = make_attention([(100, 3)])
+    rule = ScoreRule(0.3, window=16)
+    want = batch.truth(rule)
+    before = batch.tables[0, : (100 - 15) // 16]
+    batch.keys[before], batch.values[before] = NAN, NAN
+    assert_matches("prefill", batch.run_prefill(rule)[batch.owned], want[batch.owned], torch.float32)
+    assert_matches("decode", batch.run_decode(rule)[3], want[3], torch.float32)
 
 
 def test_a_value_that_is_no_number_stays_with_its_sequence() -> None:
