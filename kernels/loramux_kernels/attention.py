@@ -102,16 +102,13 @@ def store_kv(
     """Write the key and value of every row to the cache.
 
     key, value: [num_rows, num_kv_heads, width], of any strides; kv_slots: int64 [num_rows], each block * block_size +
-    offset, all different; a row whose slot is negative is not stored: it pads a batch.
+    offset, all different.
     """
     if use_triton(key):
         from loramux_kernels import attention_triton
 
         attention_triton.store(key, value, kv_slots, keys, values)
         return
-    stored = kv_slots >= 0
-    if not bool(stored.all()):
-        key, value, kv_slots = key[stored], value[stored], kv_slots[stored]
     keys.flatten(0, 1).index_copy_(0, kv_slots, key)
     values.flatten(0, 1).index_copy_(0, kv_slots, value)
 

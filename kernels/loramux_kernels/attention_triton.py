@@ -232,8 +232,6 @@ def _store_kv_kernel(
     # One program: BLOCK elements of one row's key and value.
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    if slot < 0:
-        return
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = i < NUM_KV_HEADS * KEY_DIM
     key = tl.load(key_ptr + row * stride_km + i // KEY_DIM * stride_kh + i % KEY_DIM, mask=inside)

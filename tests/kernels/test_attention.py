@@ -52,13 +52,13 @@ def test_a_sequence_of_no_tokens_gets_zeros(sinks: torch.Tensor | None) -> None:
     assert not out[1].isnan().any()
 
 
-def test_a_row_without_a_slot_is_not_stored() -> None:
+def test_keys_and_values_are_stored_where_they_belong() -> None:
     key, value = torch.randn(3, 2, 8), torch.randn(3, 2, 4)
     keys, values = torch.full((2, 4, 2, 8), NAN), torch.full((2, 4, 2, 4), NAN)
-    store_kv(key, value, torch.tensor([5, -1, 0]), keys, values)
+    store_kv(key, value, torch.tensor([5, 2, 0]), keys, values)
     for cache, written in ((keys, key), (values, value)):
-        assert torch.equal(cache.flatten(0, 1)[[5, 0]], written[[0, 2]])
-        assert cache.isfinite().all(dim=(2, 3)).sum() == 2
+        assert torch.equal(cache.flatten(0, 1)[[5, 2, 0]], written)
+        assert cache.isfinite().all(dim=(2, 3)).sum() == 3
 
 
 def test_work_cuts_chunks_into_pieces_of_at_most_so_many_tokens() -> None:

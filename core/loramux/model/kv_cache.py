@@ -49,7 +49,7 @@ class KVCache:
                 tensors.append(_zeros((num_blocks, block_size, layer.num_kv_heads, width), dtype, device))
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor) -> None:
-        """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]; negative ones pad a batch."""
+        """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]."""
         store_kv(key, value, kv_slots, self.keys[layer], self.values[layer])
 
     def read(self, layer: int, block_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
