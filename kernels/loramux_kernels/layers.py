@@ -1,7 +1,8 @@
-"""The small ops between a layer's products: each its contract, a torch reference, and the choice between it and numba.
+"""The small ops between a layer's products: each its contract, a torch reference, and the choice of its form.
 
 In all of them rows are tokens, tensors are contiguous and of one dtype and device, and a row depends on no other row.
-The loops of numba are float32 on CPU; they differ from the reference by a few units in the last place.
+The loops of numba are float32 on CPU; they and Triton's kernels differ from the reference in the last bits: of 16-bit
+results the reference rounds what lies between, too.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
-from loramux_kernels.backend import use_numba
+from loramux_kernels.backend import use_numba, use_triton
 
 SHORT = 1 << 15  # elements: a loop over fewer is done before a second thread has begun
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Return `weight * x / sqrt(mean(x**2) + eps)`; x: [num_rows, hidden], weight: [hidden]. Computed in float32."""
+    if use_triton(x):
+        from loramux_kernels import layers_triton  # triton is imported where it is used
+
+        return layers_triton.rms_norm(x, weight, eps)
     if not use_numba(x):
         wide = x.float()
         return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
@@ -30,6 +35,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """Return `silu(gate) * up` [num_rows, width] of gate_up [num_rows, 2 * width], the gates first."""
+    if use_triton(gate_up):
+        from loramux_kernels import layers_triton
+
+        return layers_triton.silu_mul(gate_up)
     width = gate_up.shape[1] // 2
     if not use_numba(gate_up):
         return F.silu(gate_up[:, :width]) * gate_up[:, width:]
@@ -57,6 +66,11 @@ def rotate_and_store(
     where kv_slots count through the leading dimensions.
     Rotary embedding by halves (RoFormer, arXiv:2104.09864, as in Llama): `x * cos + (-x[half:], x[:half]) * sin`.
     """
+    if use_triton(qkv):
+        from loramux_kernels import layers_triton
+
+        layers_triton.rotate_and_store(qkv, cos, sin, kv_slots, keys, values, num_heads)
+        return
     num_rows = qkv.shape[0]
     num_kv_heads, dim = keys.shape[-2:]
     if use_numba(qkv):
