@@ -145,10 +145,11 @@ def _paged_decode_kernel(
     written = inside[:, None] & (e[None, :] < VALUE_DIM)
     if length - first <= share:
         # the only share: nothing to combine
-        acc = acc * _factor(total, highest, head, inside, sinks_ptr)[:, None]
+        mean = acc * _factor(total, highest, head, inside, sinks_ptr)[:, None]
         out_ptrs = out_ptr + row * stride_om + head[:, None] * VALUE_DIM + e[None, :]
-        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=written)
-    else:
+        tl.store(out_ptrs, mean.to(out_ptr.dtype.element_ty), mask=written)
+        return
+    if sums_ptr is not None:  # which it is where no sequence of the table can be split
         num_heads = tl.num_programs(0) // TILES * GROUP
         place = (sequence * num_heads + head) * tl.num_programs(1) + split
         tl.store(sums_ptr + place[:, None] * VALUE_DIM + e[None, :], acc, mask=written)
