@@ -11,6 +11,7 @@ from loramux.errors import ConfigInvalid
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+Kernels = Literal["auto", "torch", "triton"]
 Quantization = Literal["int8"]
 BaseMatch = Literal["exact", "basename", "off"]
 
@@ -31,6 +32,8 @@ class EngineArgs:
     max_num_batched_tokens: tokens computed in one step; longer prompts are prefilled in chunks of it.
     dtype: "auto" is the checkpoint's own dtype on a GPU; on a CPU it is float32, but bfloat16 where the checkpoint is
     and the CPU multiplies it natively (AMX, AVX-512 BF16).
+    kernels: "auto" is Triton's on a GPU and compiled loops on a CPU; "torch" is the reference in torch's own operators,
+    for what Triton cannot serve; "triton" on a CPU needs TRITON_INTERPRET=1 and is for tests. They are the process's.
     quantization: "int8" rounds the weights of linear layers to int8, one scale per output, on a CPU in float32
     (which "auto" then is); all else, adapters too, stays float32. None = weights as they are.
     kv_cache_memory_bytes: memory for KV blocks; None = `memory_utilization` (a share) of what is free after loading.
@@ -51,6 +54,7 @@ class EngineArgs:
     dtype: DTypeName = "auto"
     quantization: Quantization | None = None
     device: DeviceName = "auto"
+    kernels: Kernels = "auto"
     seed: int = 0
     kv_cache_memory_bytes: int | None = None
     memory_utilization: float = 0.25
@@ -114,7 +118,8 @@ class EngineArgs:
             raise ConfigInvalid(
                 f"quantization must be None or one of {', '.join(get_args(Quantization))}; got {self.quantization!r}"
             )
-        for name, accepted in (("dtype", DTypeName), ("device", DeviceName), ("base_match", BaseMatch)):
+        choices = {"dtype": DTypeName, "device": DeviceName, "kernels": Kernels, "base_match": BaseMatch}
+        for name, accepted in choices.items():
             value = getattr(self, name)
             if value not in get_args(accepted):
                 raise ConfigInvalid(f"{name} must be one of {', '.join(get_args(accepted))}; got {value!r}")

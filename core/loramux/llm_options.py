@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from loramux.config import BaseMatch, DeviceName, DTypeName, Quantization
+from loramux.config import BaseMatch, DeviceName, DTypeName, Kernels, Quantization
 
 
 class LLMOptions(TypedDict, total=False):
@@ -23,6 +23,7 @@ class LLMOptions(TypedDict, total=False):
     dtype: DTypeName
     quantization: Quantization | None
     device: DeviceName
+    kernels: Kernels
     seed: int
     kv_cache_memory_bytes: int | None
     memory_utilization: float

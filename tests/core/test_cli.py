@@ -107,6 +107,13 @@ def test_every_server_flag_reaches_the_server(tmp_path: Path) -> None:
     assert config.log_format == "json"
 
 
+def test_the_environment_says_which_kernels_serve() -> None:
+    assert read().engine.kernels == read(LORAMUX_KERNELS="").engine.kernels == "auto"
+    assert read(LORAMUX_KERNELS="torch").engine.kernels == "torch"
+    with pytest.raises(ConfigInvalid, match="kernels must be one of auto, torch, triton; got 'cuda'"):
+        read(LORAMUX_KERNELS="cuda")
+
+
 def test_the_key_of_the_environment_counts_when_no_flag_gives_one() -> None:
     assert read(LORAMUX_API_KEY="env").api_keys == ("env",)
     assert read("--api-key", "flag", LORAMUX_API_KEY="env").api_keys == ("flag",)

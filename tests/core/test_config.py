@@ -49,6 +49,7 @@ from loramux.llm_options import LLMOptions
         ("dtype", "float64", "one of auto, float32, bfloat16, float16"),
         ("quantization", "int3", "None or one of int8"),
         ("device", "tpu", "one of auto, cpu, cuda"),
+        ("kernels", "numba", "one of auto, torch, triton"),
         ("base_match", "maybe", "one of exact, basename, off"),
     ],
 )

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from loramux.config import EngineArgs
 from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.attention import ATTENTION_NAME
+from loramux.model.device import choose_device
 from loramux.model.ends import vocab_size
 from loramux.model.host_memory import keep_freed_memory
 from loramux.model.threads import use_physical_cores
@@ -60,7 +61,7 @@ def locate(model: str) -> ModelSource:
 def load_model(args: EngineArgs) -> LoadedModel:
     """Read the weights; raises ModelUnsupported or ConfigInvalid, naming the model and the reason."""
     source = locate(args.model)
-    device = _choose_device(args)
+    device = choose_device(args)
     if device.type == "cpu":
         use_physical_cores()
         keep_freed_memory()
@@ -131,14 +132,6 @@ def _check_complete(model: str, missing: Collection[str]) -> None:
 def _check_config(model: str, config: PretrainedConfig) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ModelUnsupported(f"model {model!r} is an encoder-decoder; only decoder-only text models are served")
-
-
-def _choose_device(args: EngineArgs) -> torch.device:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigInvalid("device 'cuda' was asked for, but torch sees no CUDA device")
-    if args.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(args.device)
 
 
 def _choose_dtype(args: EngineArgs, config: PretrainedConfig, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig, T5Config, T5ForConditiona
 from loramux import EngineArgs
 from loramux.errors import ConfigInvalid, ModelUnsupported
 from loramux.model.attention import ATTENTION_NAME
-from loramux.model.loader import ModelSource, check_rope, load_model, locate, multiplies_bfloat16
+from loramux.model.loader import ModelSource, _choose_dtype, check_rope, load_model, locate, multiplies_bfloat16
 
 
 def test_a_folder_a_gguf_file_and_a_hub_id_are_told_apart(tiny_llama: Path, tmp_path: Path) -> None:
@@ -89,10 +89,11 @@ def test_the_dtype_asked_for_is_served(tiny_llama: Path, name: str) -> None:
     assert loaded.dtype == next(loaded.model.parameters()).dtype == getattr(torch, name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_without_a_device_is_refused(tiny_llama: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="device 'cuda' was asked for, but torch sees no CUDA device"):
-        load_model(EngineArgs(model=str(tiny_llama), device="cuda"))
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_auto_on_a_gpu_is_the_models_own_dtype(stored: str) -> None:
+    config = AutoConfig.for_model("llama", dtype=stored)
+
+    assert _choose_dtype(EngineArgs(model="m"), config, torch.device("cuda")) is getattr(torch, stored)
 
 
 def copy_of(folder: Path, root: Path) -> Path:

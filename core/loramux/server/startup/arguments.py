@@ -56,6 +56,7 @@ _LORA_OPTIONS = (
 )
 
 STORE_VARIABLE = "LORAMUX_STORE"
+KERNELS_VARIABLE = "LORAMUX_KERNELS"
 _UPDATING = "LORAMUX_ALLOW_RUNTIME_LORA_UPDATING"
 
 
@@ -94,6 +95,7 @@ def read_server_config(arguments: argparse.Namespace, environment: Mapping[str, 
         engine=EngineArgs(
             model=arguments.model,
             served_model_name=tuple(arguments.served_model_name or ()),
+            kernels=environment.get(KERNELS_VARIABLE) or "auto",  # type: ignore[arg-type]  # EngineArgs checks it
             **given_engine_options(arguments),
         ),
         **read_access(arguments, environment),

@@ -32,6 +32,7 @@ from loramux.server.inference.adapter_defaults import DefaultsCache
 from loramux.server.inference.vocabulary import Vocabulary
 from loramux.server.observing.log_format import configure_logging
 from loramux.server.startup.access_arguments import API_KEY_VARIABLE
+from loramux.server.startup.arguments import KERNELS_VARIABLE
 from loramux.server.startup.config import LoRAModule, ServerConfig
 from loramux.server.startup.door import Door, bind, url_of
 from loramux.server.startup.loading import show_loading
@@ -230,7 +231,7 @@ def warn(config: ServerConfig) -> None:
     if config.keys_file is not None and config.keys_file.is_open_to_others():
         logger.warning("--keys-file %s can be read or changed by other users: chmod 600", config.keys_file.path)
     if not config.engine.enable_lora:
-        ignored = sorted(set(config.plugins.options.environment) - {API_KEY_VARIABLE})
+        ignored = sorted(set(config.plugins.options.environment) - {API_KEY_VARIABLE, KERNELS_VARIABLE})
         if ignored:
             logger.warning("without --enable-lora these have no effect: %s", ", ".join(ignored))
         return
