@@ -27,8 +27,10 @@ from loramux.errors import ContextLengthExceeded, EngineDead, LoramuxError, Requ
 from loramux.lora.request import LoRARequest
 from loramux.metrics.state import EngineState
 from loramux.model.loader import load_model, locate
-from loramux.model.runner import ModelRunner, SequenceResult
+from loramux.model.runner import ModelRunner
 from loramux.model.sampler import Unchosen
+from loramux.model.step_results import SequenceResult
+from loramux.model.warm_up import warm_up
 from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.text.bad_words import encode_bad_words
@@ -57,6 +59,7 @@ class LLMEngine:
         self._on_adapter_ready = on_adapter_ready
         loaded = load_model(args)
         self.runner = ModelRunner(loaded, args)
+        warm_up(self.runner, args)
         source = locate(args.tokenizer or args.model)
         self.tokenizer = Tokenizer.load(source.location, gguf_file=source.gguf_file)
         self.eos_token_ids = loaded.eos_token_ids | frozenset(self.tokenizer.eos_token_ids)

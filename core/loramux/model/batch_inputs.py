@@ -47,11 +47,11 @@ def build_inputs(
     slots = torch.from_numpy(kv_slots).to(device)
     context = ForwardContext(
         kv_cache=kv_cache,
-        kv_slots=slots,
-        prefills=_prefills(sequences, starts, tables, device),
-        decodes=tuple(_decodes(sequences, starts, tables, device, is_padding_read=not use_triton(slots))),
-        segments=_segments(sequences, lengths) if has_lora else None,
-        logit_segments=_segments(sequences, [s.num_logits for s in sequences]) if has_lora else None,
+        kv_slots=torch.from_numpy(kv_slots).to(device),
+        prefills=tuple(_prefills(sequences, starts, tables, device)),
+        decodes=tuple(_decodes(sequences, starts, tables, device)),
+        segments=segments_of(sequences, lengths) if has_lora else None,
+        logit_segments=segments_of(sequences, [s.num_logits for s in sequences]) if has_lora else None,
     )
     return BatchInputs(
         token_ids=torch.from_numpy(token_ids).to(device)[None],
@@ -116,8 +116,10 @@ def _padded(tables: Sequence[IntArray], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(padded).to(device)
 
 
-def _segments(sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray) -> Segments | None:
-    """One segment per adapter slot; None when no row has an adapter."""
+def segments_of(
+    sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray, *, num_rows: int | None = None
+) -> Segments | None:
+    """One segment per adapter slot; None when no row has an adapter. num_rows: with the base rows that follow."""
     slots: list[int] = []
     starts: list[int] = []
     counts: list[int] = []
@@ -131,4 +133,4 @@ def _segments(sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | I
                 starts.append(row)
                 counts.append(length)
         row += length
-    return Segments(tuple(slots), tuple(starts), tuple(counts), num_rows=row) if slots else None
+    return Segments(tuple(slots), tuple(starts), tuple(counts), num_rows=num_rows or row) if slots else None

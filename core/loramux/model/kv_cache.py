@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loramux_kernels import store_kv
+NUM_SCRATCH_SLOTS = 7  # for the rows that pad a decode step: decode_inputs.bucket_sizes never pads with more
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,9 @@ class LayerShape:
 
 
 class KVCache:
-    """keys[layer]: [num_blocks, block_size, num_kv_heads, key_dim]; values[layer] likewise with value_dim.
+    """keys[layer]: [num_blocks + scratch, block_size, num_kv_heads, key_dim]; values[layer] likewise with value_dim.
 
+    Scratch blocks follow the others: room for NUM_SCRATCH_SLOTS tokens that belong to no sequence.
     Between two steps every number in it is finite: a masked NaN is still NaN, and would reach the block's next owner.
     """
 
@@ -44,9 +45,10 @@ class KVCache:
         self.block_size = block_size
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        num_in_all = num_blocks + -(-NUM_SCRATCH_SLOTS // block_size)
         for layer in layers:
             for tensors, width in ((self.keys, layer.key_dim), (self.values, layer.value_dim)):
-                tensors.append(_zeros((num_blocks, block_size, layer.num_kv_heads, width), dtype, device))
+                tensors.append(_zeros((num_in_all, block_size, layer.num_kv_heads, width), dtype, device))
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor) -> None:
         """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]."""
@@ -56,11 +58,11 @@ class KVCache:
         """Return key and value [*n, num_tokens, num_kv_heads, width] of the blocks in block_ids [*n, num_blocks]."""
         return _gather(self.keys[layer], block_ids), _gather(self.values[layer], block_ids)
 
-    def find_unusable(self, kv_slots: torch.Tensor) -> torch.Tensor:
-        """Return those of kv_slots whose last layer is not finite: what goes wrong in any layer arrives there."""
+    def are_usable(self, kv_slots: torch.Tensor) -> torch.Tensor:
+        """Tell for each of kv_slots whether its last layer is finite: what goes wrong in any layer arrives there."""
         tensors = (self.keys[-1], self.values[-1])
         finite = [tensor.flatten(0, 1).index_select(0, kv_slots).isfinite().flatten(1).all(dim=1) for tensor in tensors]
-        return kv_slots[~(finite[0] & finite[1])]
+        return finite[0] & finite[1]
 
     def clear(self, kv_slots: torch.Tensor) -> None:
         """Put zeros at kv_slots, in every layer."""

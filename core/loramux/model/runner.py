@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import nn
 
@@ -15,39 +13,32 @@ from loramux.adapters.packed import PackedAdapter
 from loramux.adapters.weights import BaseModelSpec
 from loramux.batch import ScheduledBatch, ScheduledSequence
 from loramux.config import EngineArgs
-from loramux.errors import ConfigInvalid, ModelUnsupported
+from loramux.errors import ModelUnsupported
 from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
+from loramux.model.decode_graphs import DecodeGraphs
 from loramux.model.ends import lm_head, token_embedding
 from loramux.model.forward_context import forward_context
 from loramux.model.fused.fuse import FusedModel, fuse
 from loramux.model.host_memory import gather_into_huge_pages
-from loramux.model.kv_cache import KVCache, LayerShape, bytes_per_token
+from loramux.model.kv_cache import KVCache, bytes_per_token
+from loramux.model.kv_sizing import size_kv_cache
 from loramux.model.loader import LoadedModel, check_rope
 from loramux.model.lora_model import LoRAModel, describe_base
 from loramux.model.probe import ProbeResult, check_fused, probe
-from loramux.model.sampler import SampledToken, Sampler, SamplingRow, Unchosen, prompt_logprobs
+from loramux.model.sampler import Sampler, SamplingRow, Unchosen
+from loramux.model.step_results import SequenceResult, StepOutput, choose_tokens
 
 logger = logging.getLogger(__name__)
 
 MANY_WEIGHTS = 1 << 24  # more than a processor's caches of pages reach
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceResult:
-    """What one step brought to one sequence.
-
-    sampled: the next token, None when the prompt is not finished. prompt_logprobs: for the prompt tokens that follow
-    the positions computed in this step. failed: why this sequence got no token that it should have got.
-    """
-
-    sampled: SampledToken | None = None
-    prompt_logprobs: tuple[SampledToken | None, ...] = ()
-    failed: Unchosen | None = None
-
-
 class ModelRunner:
-    """Owns the model, its KV memory and its adapter slots. Every method belongs to the engine thread."""
+    """Owns the model, its KV memory and its adapter slots. Every method belongs to the engine thread.
+
+    `graphs` are the captured decode steps, where `warm_up` could capture them; all other steps are computed eagerly.
+    """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
         self.loaded = loaded
@@ -57,13 +48,14 @@ class ModelRunner:
         self.base = describe_base(loaded.model, names=names, flat_modules=probed.flat_modules)
         self._has_tied_ends = _has_tied_ends(loaded)
         self.fused = _fuse(loaded, probed, args)
-        self.max_model_len, num_blocks = _size(loaded, args, probed.layers)
+        self.max_model_len, num_blocks = size_kv_cache(loaded, args, probed.layers)
         check_rope(loaded.model.config, args.model, self.max_model_len)
         self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.dtype)
         self.kv_cache = KVCache(
             probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
         )
         self.lora = _lora(loaded, self.base, args, self.fused)
+        self.graphs: DecodeGraphs | None = None
         self.num_steps = 0
         self._sampler = Sampler()
 
@@ -91,66 +83,38 @@ class ModelRunner:
     def execute(self, batch: ScheduledBatch, rows: Mapping[str, SamplingRow]) -> dict[str, SequenceResult]:
         """Compute every token of the batch; `rows` has the sampling state of each of its sequences."""
         self.num_steps += 1
-        inputs = build_inputs(batch.sequences, self.kv_cache, self.loaded.device, has_lora=self.lora is not None)
+        sequences = batch.sequences
+        if self.graphs is not None and self.graphs.can_run(sequences):
+            output = self.graphs.run(sequences)
+        else:
+            output = self.compute(sequences)
+        results = choose_tokens(self._sampler, sequences, output.logits, rows)
+        for request_id in self._clear_unusable(sequences, output):
+            results[request_id] = SequenceResult(failed=Unchosen.NO_NUMBERS)
+        return results
+
+    @torch.inference_mode()
+    def compute(self, sequences: Sequence[ScheduledSequence]) -> StepOutput:
+        """Compute a forward pass eagerly, whatever is in it."""
+        inputs = build_inputs(sequences, self.kv_cache, self.loaded.device, has_lora=self.lora is not None)
         with forward_context(inputs.context):
             logits = self.loaded.model(
                 input_ids=inputs.token_ids,
                 position_ids=inputs.positions,
                 use_cache=False,
                 logits_to_keep=inputs.logit_rows,
-            ).logits[0]  # [num logit rows, vocab]
-        results = self._results(batch.sequences, logits, rows)
-        for request_id in self._clear_unusable(batch.sequences, inputs.context.kv_slots):
-            results[request_id] = SequenceResult(failed=Unchosen.NO_NUMBERS)
-        return results
+            ).logits[0]
+        kv_slots = inputs.context.kv_slots
+        return StepOutput(logits, kv_slots, self.kv_cache.are_usable(kv_slots))
 
-    def _clear_unusable(self, sequences: Sequence[ScheduledSequence], kv_slots: torch.Tensor) -> list[str]:
+    def _clear_unusable(self, sequences: Sequence[ScheduledSequence], output: StepOutput) -> list[str]:
         """Take numbers that are not finite out of the cache; return the requests whose blocks held some."""
-        unusable = self.kv_cache.find_unusable(kv_slots)
+        unusable = output.kv_slots[~output.are_usable]
         if not len(unusable):
             return []
         self.kv_cache.clear(unusable)
         blocks = set((unusable // self.kv_cache.block_size).tolist())
         return [sequence.request_id for sequence in sequences if not blocks.isdisjoint(sequence.block_table)]
-
-    def _results(
-        self, sequences: Sequence[ScheduledSequence], logits: torch.Tensor, rows: Mapping[str, SamplingRow]
-    ) -> dict[str, SequenceResult]:
-        last_rows: list[int] = []
-        sampling: list[ScheduledSequence] = []
-        prompt: dict[str, tuple[SampledToken | None, ...]] = {}
-        row = 0
-        for sequence in sequences:
-            params = rows[sequence.request_id].params
-            if sequence.num_logits and params.prompt_logprobs is not None:
-                prompt[sequence.request_id] = self._prompt_logprobs(sequence, logits[row:], rows[sequence.request_id])
-            row += sequence.num_logits
-            if sequence.samples:
-                last_rows.append(row - 1)
-                sampling.append(sequence)
-        chosen = logits if last_rows == list(range(len(logits))) else logits[last_rows]
-        sampled = self._sampler.sample(chosen, [rows[sequence.request_id] for sequence in sampling])
-        tokens = {sequence.request_id: token for sequence, token in zip(sampling, sampled, strict=True)}
-        results = {}
-        for sequence in sequences:
-            token = tokens.get(sequence.request_id)
-            results[sequence.request_id] = SequenceResult(
-                sampled=token if isinstance(token, SampledToken) else None,
-                prompt_logprobs=prompt.get(sequence.request_id, ()),
-                failed=token if isinstance(token, Unchosen) else None,
-            )
-        return results
-
-    @staticmethod
-    def _prompt_logprobs(
-        sequence: ScheduledSequence, logits: torch.Tensor, row: SamplingRow
-    ) -> tuple[SampledToken | None, ...]:
-        assert row.params.prompt_logprobs is not None
-        first = sequence.position + len(sequence.token_ids) - sequence.num_logits + 1
-        following = row.prompt_token_ids[first : first + sequence.num_logits]
-        if not following:
-            return ()
-        return tuple(prompt_logprobs(logits[: len(following)], following, row.params.prompt_logprobs))
 
 
 def _has_tied_ends(loaded: LoadedModel) -> bool:
@@ -193,44 +157,4 @@ def _log_quantization(fused: FusedModel, loaded: LoadedModel, args: EngineArgs) 
 def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs, fused: FusedModel) -> LoRAModel | None:
     if not args.enable_lora:
         return None
-    return LoRAModel(
-        loaded.model,
-        base.targets,
-        num_slots=args.max_loras,
-        max_rank=args.max_lora_rank,
-        dtype=loaded.dtype,
-        linears=fused.linears,
-    )
-
-
-def _size(loaded: LoadedModel, args: EngineArgs, layers: Sequence[LayerShape]) -> tuple[int, int]:
-    """Return max_model_len and the number of KV blocks that fit the memory allowed."""
-    per_token = bytes_per_token(layers, loaded.dtype)
-    allowed = args.kv_cache_memory_bytes
-    if allowed is None:
-        allowed = int(_free_bytes(loaded.device) * args.memory_utilization)
-    num_blocks = allowed // (per_token * args.block_size)
-    if num_blocks < 1:
-        raise ConfigInvalid(
-            f"{allowed} bytes of KV memory hold no block of {args.block_size} tokens of {per_token} bytes each; "
-            f"set kv_cache_memory_bytes to at least {per_token * args.block_size}"
-        )
-    capacity = num_blocks * args.block_size
-    limit = loaded.max_positions or capacity
-    if args.max_model_len is not None:
-        if args.max_model_len > limit:
-            raise ConfigInvalid(
-                f"max_model_len ({args.max_model_len}) is beyond the model's own limit of {limit} tokens"
-            )
-        limit = args.max_model_len
-    if limit > capacity:
-        logger.warning("max_model_len reduced from=%d to=%d reason='what KV memory holds'", limit, capacity)
-    max_model_len = min(limit, capacity)
-    useful = args.max_num_seqs * -(-max_model_len // args.block_size)
-    return max_model_len, min(num_blocks, useful)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return LoRAModel(loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype, linears=fused.linears)

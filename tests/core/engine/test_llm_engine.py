@@ -24,8 +24,9 @@ from loramux.errors import (
     RequestFailed,
     RequestInvalid,
 )
-from loramux.model.runner import ModelRunner, SequenceResult
+from loramux.model.runner import ModelRunner
 from loramux.model.sampler import SamplingRow
+from loramux.model.step_results import SequenceResult
 from tiny_engines import Reference, answer, assert_idle, engine_args, greedy, kv_bytes, run
 
 MakeEngine = Callable[..., LLMEngine]
@@ -984,7 +985,7 @@ def test_kv_memory_is_what_the_flag_says(make_engine: MakeEngine) -> None:
 
 
 def test_kv_memory_can_be_a_share_of_what_is_free(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loramux.model.runner._free_bytes", lambda _device: kv_bytes(100))
+    monkeypatch.setattr("loramux.model.kv_sizing._free_bytes", lambda _device: kv_bytes(100))
 
     engine = make_engine(kv_cache_memory_bytes=None, memory_utilization=0.25)
 

@@ -69,10 +69,10 @@ def test_places_that_are_not_finite_are_found_and_cleared_in_every_layer(bad: fl
         (key if is_key else value)[1] = bad
         cache.write(index, key, value, torch.tensor([0, 4, 6]))
 
-    unusable = cache.find_unusable(torch.tensor([0, 4, 6]))
-    cache.clear(unusable)
+    are_usable = cache.are_usable(torch.tensor([0, 4, 6]))
+    cache.clear(torch.tensor([4]))
 
-    assert unusable.tolist() == [4]
+    assert are_usable.tolist() == [True, False, True]
     assert all(tensor.isfinite().all() for tensor in (*cache.keys, *cache.values))
     assert cache.keys[0].flatten(0, 1)[[0, 6]].all()
 
