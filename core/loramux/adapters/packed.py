@@ -43,11 +43,9 @@ class PackedAdapter:
     def nbytes(self) -> int:
         return self.slab.nbytes
 
-    def to(self, device: torch.device) -> PackedAdapter:
-        """Return this adapter with its slab on `device`: one copy, or none when it is there already."""
-        slab = self.slab.to(device, non_blocking=True)
-        if slab is self.slab:
-            return self
+    def placed_in(self, memory: torch.Tensor) -> PackedAdapter:
+        """Return this adapter as it lies in `memory` [at least numel], which a copy of its slab begins."""
+        slab = memory[: self.slab.numel()]
         modules = {path: PackedModule(_view(slab, m.a), _view(slab, m.b)) for path, m in self.modules.items()}
         return replace(self, slab=slab, modules=modules)
 
@@ -73,4 +71,4 @@ def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> P
 
 def _view(slab: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The part of a copied slab that `like` is of the original."""
-    return slab.as_strided(like.shape, like.stride(), like.storage_offset())
+    return slab.as_strided(like.shape, like.stride(), slab.storage_offset() + like.storage_offset())

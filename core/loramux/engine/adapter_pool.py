@@ -141,6 +141,15 @@ class AdapterPool:
             if self._on_load is not None:
                 self._on_load("host_to_slot", time.perf_counter() - started)
 
+    def prefetch(self, leases: Iterable[Lease | None]) -> None:
+        """Bring the adapters of waiting requests closer to their slots, in this order, while others run."""
+        if self._is_enabled:
+            self._runner.prefetch_adapters([lease.adapter for lease in leases if lease is not None])
+
+    def is_ready(self, digest: str) -> bool:
+        """Whether an adapter can be put into a slot without holding up a step."""
+        return self._runner.is_adapter_ready(digest)
+
     def forget(self, loads: Iterable[SlotLoad]) -> None:
         """Take no slot for filled that a broken step was to fill."""
         for load in loads:

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS = 3  # in a row; after that the engine is taken to be broken, not its requests
 ADAPTER_WAIT_SECONDS = 1.0
+PREFETCH_LOOK_AHEAD = 64  # waiting requests whose adapters are looked at in each step
 
 
 class LLMEngine:
@@ -75,6 +76,7 @@ class LLMEngine:
             max_num_batched_tokens=args.max_num_batched_tokens,
             slot_wait_limit=args.slot_wait_limit,
             enable_prefix_caching=args.enable_prefix_caching,
+            is_ready=self.adapters.is_ready,
         )
         self._random = random.Random(args.seed)
         self._groups: dict[str, RequestGroup] = {}
@@ -171,6 +173,7 @@ class LLMEngine:
     def advance(self) -> list[RequestOutput]:
         """Like `step`, but never waits for an adapter."""
         outputs = self._admit_loaded()
+        self._prefetch()
         batch = self.scheduler.schedule()
         return outputs if batch is None else outputs + self._run(batch)
 
@@ -255,6 +258,11 @@ class LLMEngine:
             else:
                 self._start(group)
         return outputs
+
+    def _prefetch(self) -> None:
+        """Bring the adapters that are wanted next on their way to the device, while this step and the next ones run."""
+        waiting = self.scheduler.next_without_slot(PREFETCH_LOOK_AHEAD)
+        self.adapters.prefetch(self._sequences[request.request_id][0].lease for request in waiting)
 
     def _start(self, group: RequestGroup) -> None:
         params = group.params

@@ -8,7 +8,7 @@ engine thread owns it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from loramux.adapters.slots import SlotTable
@@ -21,6 +21,8 @@ from loramux.engine.request import Request, RequestStatus
 class Scheduler:
     """Turns waiting and running requests into one ScheduledBatch per step.
 
+    is_ready: whether an adapter that is in no slot can be put into one without holding up the step; while it is on its
+    way to the device, others run without it.
     max_num_batched_tokens: tokens in one step. slot_wait_limit: steps that a request may be overtaken while all slots
     are held by other adapters; after that the least used adapter takes no new sequences until its slot is free.
     """
@@ -34,7 +36,9 @@ class Scheduler:
         max_num_batched_tokens: int,
         slot_wait_limit: int,
         enable_prefix_caching: bool = True,
+        is_ready: Callable[[str], bool] = lambda _digest: True,
     ) -> None:
+        self._is_ready = is_ready
         self.block_pool = block_pool
         self.slots = slots
         self.max_num_seqs = max_num_seqs
@@ -65,6 +69,14 @@ class Scheduler:
         elif request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
         request.status = RequestStatus.FINISHED
+
+    def next_without_slot(self, limit: int) -> list[Request]:
+        """Of the next `limit` waiting requests one for each adapter that is in no slot, in the order of their turn."""
+        next_of: dict[str, Request] = {}
+        for request in islice(self.waiting, limit):
+            if request.digest is not None and not self.slots.is_resident(request.digest):
+                next_of.setdefault(request.digest, request)
+        return list(next_of.values())
 
     def schedule(self) -> ScheduledBatch | None:
         """Return the next step's work, or None when nothing can run."""
@@ -160,6 +172,8 @@ class Scheduler:
             if not self._may_use_slot(request.digest, starving):
                 request.slot_wait_steps += 1
                 continue
+            if planned and request.digest != starving and not self._has_arrived(request.digest):
+                continue
             num_new = self._place(request, budget)
             if num_new == 0:
                 return  # no blocks: nobody overtakes, or a long prompt would wait for ever
@@ -195,6 +209,9 @@ class Scheduler:
         if starving is not None and digest != starving and not self._leaves_room(digest):
             return False
         return self.slots.can_acquire(digest)
+
+    def _has_arrived(self, digest: str | None) -> bool:
+        return digest is None or self.slots.is_resident(digest) or self._is_ready(digest)
 
     def _leaves_room(self, digest: str) -> bool:
         """Whether one more sequence of this adapter takes no slot that is, or is about to be, the starving one's."""

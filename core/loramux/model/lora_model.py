@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loramux.adapters.packed import PackedAdapter
 from loramux.adapters.weights import BaseModelSpec, LoRATarget
+from loramux.model.adapter_memory import AdapterMemory
 from loramux.model.ends import lm_head, token_embedding, vocab_size
 from loramux.model.fused.linear import FusedLinear
 from loramux.model.lora_linear import attach_lora
@@ -54,7 +55,10 @@ def _target(module: nn.Module, *, is_embedding: bool, is_lm_head: bool) -> LoRAT
 
 
 class LoRAModel:
-    """The adapter slots of one model. Owned by the engine thread. `table` says where the kernels find their weights."""
+    """The adapter slots of one model. Owned by the engine thread.
+
+    `memory` is where adapters lie on a GPU; on a CPU slots read them where their loader has put them.
+    """
 
     def __init__(
         self,
@@ -65,8 +69,9 @@ class LoRAModel:
         max_rank: int,
         dtype: torch.dtype,
         linears: Mapping[nn.Module, FusedLinear],
+        memory: AdapterMemory | None = None,
     ) -> None:
-        self._device = model.device
+        self._memory = memory
         self._modules: dict[str, SlotWeights] = {}
         self._placed: dict[int, PackedAdapter] = {}
         self.num_placements = 0
@@ -90,12 +95,9 @@ class LoRAModel:
             self._modules[path] = weights
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:
-        """Put an adapter into a slot, in the place of what was there.
-
-        One copy of its slab to the device at most, and one of the table that says where it is.
-        """
-        self._take_out(slot)
-        placed = adapter.to(self._device)
+        """Put an adapter into a slot, in the place of what was there; steps launched before still see the old one."""
+        self.clear(slot)
+        placed = adapter if self._memory is None else self._memory.take(slot, adapter)
         for path, module in placed.modules.items():
             self._modules[path].set(slot, module.a, module.b)
         self.table.flip()
@@ -109,5 +111,18 @@ class LoRAModel:
 
     def _take_out(self, slot: int) -> None:
         placed = self._placed.pop(slot, None)
-        for path in placed.modules if placed is not None else ():
+        if placed is None:
+            return
+        for path in placed.modules:
             self._modules[path].clear(slot)
+        if self._memory is not None:
+            self._memory.release(slot)
+
+    def prefetch(self, adapters: Sequence[PackedAdapter]) -> None:
+        """Bring adapters that are waited for, the next one first, closer to their slots, as far as there is room."""
+        if self._memory is not None:
+            self._memory.prefetch(adapters)
+
+    def is_ready(self, digest: str) -> bool:
+        """Whether an adapter that is in no slot can be placed without a step waiting for it."""
+        return self._memory is None or self._memory.is_ready(digest)

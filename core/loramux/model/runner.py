@@ -14,6 +14,7 @@ from loramux.adapters.weights import BaseModelSpec
 from loramux.batch import ScheduledBatch, ScheduledSequence
 from loramux.config import EngineArgs
 from loramux.errors import ModelUnsupported
+from loramux.model.adapter_memory import AdapterMemory, CudaStreams, max_slab_numel
 from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.decode_graphs import DecodeGraphs
@@ -48,13 +49,13 @@ class ModelRunner:
         self.base = describe_base(loaded.model, names=names, flat_modules=probed.flat_modules)
         self._has_tied_ends = _has_tied_ends(loaded)
         self.fused = _fuse(loaded, probed, args)
+        self.lora = _lora(loaded, self.base, args, self.fused)  # before KV memory takes its share of what is free
         self.max_model_len, num_blocks = size_kv_cache(loaded, args, probed.layers)
         check_rope(loaded.model.config, args.model, self.max_model_len)
         self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.dtype)
         self.kv_cache = KVCache(
             probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
         )
-        self.lora = _lora(loaded, self.base, args, self.fused)
         self.graphs: DecodeGraphs | None = None
         self.num_steps = 0
         self._sampler = Sampler()
@@ -73,6 +74,15 @@ class ModelRunner:
         """Fill a slot before the step that uses it."""
         assert self.lora is not None
         self.lora.place(slot, adapter)
+
+    def prefetch_adapters(self, adapters: Sequence[PackedAdapter]) -> None:
+        """Begin to bring adapters to the device whose requests wait, the next one first; steps go on meanwhile."""
+        assert self.lora is not None
+        self.lora.prefetch(adapters)
+
+    def is_adapter_ready(self, digest: str) -> bool:
+        """Whether an adapter that is in no slot can be placed without holding up a step."""
+        return self.lora is None or self.lora.is_ready(digest)
 
     def clear_slot(self, slot: int) -> None:
         """Free the memory of a slot whose adapter was unloaded."""
@@ -157,4 +167,14 @@ def _log_quantization(fused: FusedModel, loaded: LoadedModel, args: EngineArgs) 
 def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs, fused: FusedModel) -> LoRAModel | None:
     if not args.enable_lora:
         return None
-    return LoRAModel(loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype, linears=fused.linears)
+    memory = None if loaded.device.type == "cpu" else _adapter_memory(loaded, base, args)
+    return LoRAModel(
+        loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype, linears=fused.linears, memory=memory
+    )
+
+
+def _adapter_memory(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs) -> AdapterMemory:
+    max_numel = max_slab_numel(base.targets, max_rank=args.max_lora_rank, dtype=loaded.dtype)
+    return AdapterMemory(
+        CudaStreams(), num_slots=args.max_loras, max_numel=max_numel, dtype=loaded.dtype, device=loaded.device
+    )

@@ -36,6 +36,7 @@ class FakeEngine:
         slot_wait_limit: int = 4,
         enable_prefix_caching: bool = True,
     ) -> None:
+        self.on_the_way: set[str] = set()  # adapters whose copy to the device is not done
         self.pool = BlockPool(num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.slots = SlotTable(max_loras)
         self.scheduler = Scheduler(
@@ -45,6 +46,7 @@ class FakeEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             slot_wait_limit=slot_wait_limit,
             enable_prefix_caching=enable_prefix_caching,
+            is_ready=lambda digest: digest not in self.on_the_way,
         )
         self.requests: dict[str, Request] = {}
         self.num_answer_tokens: dict[str, int] = {}
@@ -683,3 +685,60 @@ def test_any_workload_finishes_with_right_kv_and_everything_given_back(
 
     assert all(request.status is RequestStatus.FINISHED for request in engine.requests.values())
     engine.assert_all_is_given_back()
+
+
+# --- adapters on their way to the device
+
+
+def test_a_request_whose_adapter_is_on_its_way_is_overtaken_until_it_is_there() -> None:
+    engine = FakeEngine()
+    engine.on_the_way = {"sql"}
+    engine.add("running", answer=20)
+    engine.step()
+    engine.add("first", digest="sql")
+    engine.add("second", digest="json")
+    engine.add("third")
+    engine.step()
+    assert engine.admitted_at.keys() == {"running", "second", "third"}
+    assert engine.requests["first"].slot_wait_steps == 0
+
+    engine.on_the_way = set()
+    engine.step()
+
+    assert "first" in engine.admitted_at
+    engine.run()
+
+
+def test_nobody_waits_for_a_copy_when_nothing_else_can_run() -> None:
+    engine = FakeEngine()
+    engine.on_the_way = {"sql"}
+    engine.add("only", digest="sql")
+
+    engine.step()
+
+    assert "only" in engine.admitted_at
+
+
+def test_a_starving_adapter_is_not_held_up_by_its_copy() -> None:
+    engine = FakeEngine(max_loras=1, slot_wait_limit=3)
+    engine.on_the_way = {"rare"}
+    engine.add("a0", digest="a", answer=4)
+    engine.step()
+    engine.add("rare", digest="rare")
+    for number in range(1, 30):
+        engine.add(f"base{number}", answer=3)
+        engine.step()
+
+    assert "rare" in engine.admitted_at
+    engine.run()
+
+
+def test_the_adapters_wanted_next_come_in_the_order_of_their_turn_and_once() -> None:
+    engine = FakeEngine(max_loras=1)
+    engine.add("a", digest="a", answer=9)
+    engine.step()
+    for name, digest in (("b", "b"), ("base", None), ("a2", "a"), ("c", "c"), ("b2", "b"), ("d", "d")):
+        engine.add(name, digest=digest)
+
+    assert [request.request_id for request in engine.scheduler.next_without_slot(5)] == ["b", "c"]
+    engine.run()

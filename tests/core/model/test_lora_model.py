@@ -88,7 +88,6 @@ def test_packing_folds_the_scaling_into_b_and_keeps_one_slab() -> None:
     assert torch.equal(module.a, plain.modules[UP].a)
     assert module.a.untyped_storage().data_ptr() == module.b.untyped_storage().data_ptr()
     assert adapter.nbytes == 4 * (64 + 96) * 4
-    assert adapter.to(CPU) is adapter
 
 
 @pytest.mark.parametrize("rank", [1, 4, 17])
@@ -102,17 +101,18 @@ def test_every_tensor_of_a_slab_begins_at_a_multiple_of_256_bytes(rank: int) -> 
     assert adapter.slab.numel() * 4 % 256 == 0
 
 
-def test_a_slab_on_another_device_has_the_same_layout() -> None:
+def test_an_adapter_placed_in_other_memory_is_read_from_there() -> None:
     adapter = packed("a", 4)
-    moved = adapter.to(torch.device("meta"))
+    memory = torch.full((3 + adapter.slab.numel() + 5,), float("nan"))
+    memory[3:-5] = adapter.slab
+
+    placed = adapter.placed_in(memory[3:])
+
     for name in ("a", "b"):
-        before, after = getattr(adapter.modules[UP], name), getattr(moved.modules[UP], name)
-        assert after.is_meta
-        assert (after.shape, after.stride(), after.storage_offset()) == (
-            before.shape,
-            before.stride(),
-            before.storage_offset(),
-        )
+        before, after = getattr(adapter.modules[UP], name), getattr(placed.modules[UP], name)
+        assert torch.equal(after, before)
+        assert after.stride() == before.stride()
+        assert after.untyped_storage().data_ptr() == memory.data_ptr()
 
 
 def run_up_proj(model: PreTrainedModel, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
