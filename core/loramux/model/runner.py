@@ -133,9 +133,7 @@ def _has_tied_ends(loaded: LoadedModel) -> bool:
 
 
 def _fuse(loaded: LoadedModel, probed: ProbeResult, args: EngineArgs) -> FusedModel:
-    """Give the layers their faster forms on a CPU, unless the model then computes something else."""
-    if loaded.device.type != "cpu":
-        return FusedModel()
+    """Give the layers their faster forms, unless the model then computes something else."""
     fused = fuse(loaded.model, probed.flat_modules)
     try:
         check_fused(loaded.model, probed)
@@ -145,7 +143,7 @@ def _fuse(loaded: LoadedModel, probed: ProbeResult, args: EngineArgs) -> FusedMo
     if args.quantization is not None:
         _log_quantization(fused, loaded, args)
     fused.pack(args.quantization)
-    if fused.num_weights >= MANY_WEIGHTS:
+    if loaded.device.type == "cpu" and fused.num_weights >= MANY_WEIGHTS:
         # in its own time: it takes a second or two, and what is being moved can be used
         threading.Thread(target=gather_into_huge_pages, name="huge-pages", daemon=True).start()
     return fused

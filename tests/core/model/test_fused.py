@@ -16,6 +16,7 @@ from loramux.model import runner as runner_module
 from loramux.model.attention import ATTENTION_NAME
 from loramux.model.fused.fuse import FusedModel, fuse
 from loramux.model.fused.linear import FusedLinear
+from loramux.model.fused.weight_forms import JoinedWeight, form_of
 from loramux.model.loader import load_model
 from loramux.model.probe import ProbeResult, check_fused, probe
 from loramux.model.runner import ModelRunner
@@ -149,6 +150,20 @@ def test_sixteen_bit_weights_are_left_as_they_are() -> None:
     product.pack()
     assert not any(member.weight.is_meta for member in members)
     assert product(torch.randn(3, 48, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+def test_on_a_gpu_layers_of_one_input_are_joined_and_one_alone_stays_as_it_is() -> None:
+    """No GPU is needed to see which form is chosen, nor to multiply by it."""
+    elsewhere = [member.to("meta").weight for member in linears(64, 16)]
+    members = linears(64, 16)
+    x = torch.randn(3, 48)
+
+    joined = JoinedWeight([member.weight for member in members])
+
+    assert isinstance(form_of(elsewhere, None), JoinedWeight)
+    assert form_of(elsewhere[:1], None) is None
+    torch.testing.assert_close(joined.multiply(x, None), torch.cat([member(x) for member in members], dim=-1))
+    assert torch.equal(joined.read(), torch.cat([member.weight for member in members]))
 
 
 def test_the_runner_reads_base_weights_by_path(tiny_llama: Path) -> None:

@@ -10,16 +10,16 @@ from torch import nn
 
 from loramux.config import Quantization
 from loramux.model.forward_context import current_context
-from loramux.model.fused.weight_forms import WeightForm, form_of, has_forms
+from loramux.model.fused.weight_forms import WeightForm, form_of
 from loramux_kernels import SlotWeights, lora_group
 
 
 class FusedLinear:
     """`x @ concat(weights).T + concat(biases)` of the members, whose outputs lie side by side.
 
-    Until `pack`, the members' own weights are used. `pack` moves them into another form (`weight_forms`), where they
-    are float32 on a CPU, and the members keep no weights of their own. A row's result is then the same to the bit
-    whatever rows are beside it.
+    Until `pack`, the members' own weights are used. `pack` moves them into another form (`weight_forms`) where there
+    is one, and the members keep no weights of their own. On a CPU in float32 a row's result is then the same to the bit
+    whatever rows are beside it, but for layers so small that MKL multiplies a single row in another order.
     """
 
     def __init__(self, members: Sequence[nn.Linear], *, is_lm_head: bool = False) -> None:
@@ -53,10 +53,7 @@ class FusedLinear:
 
         Without quantization products stay what they were.
         """
-        weights = [member.weight for member in self.members]
-        if not all(has_forms(weight) for weight in weights):
-            return
-        self._form = form_of(weights[0].contiguous() if len(weights) == 1 else torch.cat(weights), quantization)
+        self._form = form_of([member.weight for member in self.members], quantization)
         if self._form is None:
             return
         for member in self.members:

@@ -1,7 +1,9 @@
-"""The forms that a product's weight can take instead of float32 rows: panels, or int8."""
+"""The forms that a product's weights can take instead of rows: packed for MKL, rounded to int8, or joined on a GPU."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,7 +19,7 @@ class WeightForm(Protocol):
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
 
     def read(self) -> torch.Tensor:
-        """The weight [out, in] that `multiply` uses, as float32."""
+        """The weight [out, in] that `multiply` uses; slow, but for one that is only joined."""
         ...
 
 
@@ -47,13 +49,29 @@ class Int8Form:
         return self._weight.dequantize()
 
 
-def has_forms(weight: torch.Tensor) -> bool:
-    """Say whether a weight can take another form at all: asked before weights are copied into one."""
-    return weight.dtype is torch.float32 and weight.device.type == "cpu"
+class JoinedWeight:
+    """The weights of several layers one below the other, on a GPU: one product for all of them. `read` is exact."""
+
+    def __init__(self, weights: Sequence[torch.Tensor]) -> None:
+        self._weight = torch.cat(list(weights))
+
+    def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(rows, self._weight, bias)
+
+    def read(self) -> torch.Tensor:
+        return self._weight
 
 
-def form_of(weight: torch.Tensor, quantization: Quantization | None) -> WeightForm | None:
-    """The form that multiplies fastest, of those that are asked for; None where the weight is best left as it is."""
+def form_of(weights: Sequence[torch.Tensor], quantization: Quantization | None) -> WeightForm | None:
+    """The form that multiplies fastest, of those that are asked for; None where weights are best left as they are.
+
+    weights: [out, in] each, of layers that share their input.
+    """
+    if weights[0].device.type != "cpu":
+        return JoinedWeight(weights) if len(weights) > 1 else None
+    if any(weight.dtype is not torch.float32 for weight in weights):
+        return None
+    weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
     if quantization == "int8":
         return Int8Form(weight)
     return PanelForm(weight) if use_numba(weight) else None
