@@ -64,14 +64,16 @@ def _compute(runner: ModelRunner, sequences: Sequence[ScheduledSequence]) -> Non
 
 
 def _eager_batches(runner: ModelRunner, args: EngineArgs) -> list[list[ScheduledSequence]]:
-    """Steps that are not captured, with and without adapters: a single token, a short prompt, the longest chunk."""
+    """Steps that are not captured, with and without adapters: prompts, and tokens after short and long contexts.
+
+    A kernel's form may depend on whether there is one row, and on whether a context is long enough to be cut.
+    """
     block_size = args.block_size
     num_blocks = min(runner.kv_cache.num_blocks, runner.max_model_len // block_size)
-    most = min(args.max_num_batched_tokens, num_blocks * block_size)
-    table = tuple(range(num_blocks))
-    batches = []
-    for slot in (BASE_SLOT, 0) if runner.lora is not None else (BASE_SLOT,):
-        for num_tokens in sorted({1, min(2, most), most}):
-            tokens = (0,) * num_tokens
-            batches.append([ScheduledSequence("prompt", tokens, 0, table, slot, 1, samples=True)])
-    return batches
+    longest = min(args.max_num_batched_tokens, num_blocks * block_size)
+    shapes = {(1, 1), (1, num_blocks), (min(2, longest), num_blocks), (longest, num_blocks)}
+    return [
+        [ScheduledSequence("warm-up", (0,) * num_tokens, 0, tuple(range(num_in_table)), slot, 1, samples=True)]
+        for slot in ((BASE_SLOT, 0) if runner.lora is not None else (BASE_SLOT,))
+        for num_tokens, num_in_table in sorted(shapes)
+    ]
