@@ -52,6 +52,7 @@ class DecodeInputs:
         self._fields: dict[str, torch.Tensor] = dict(zip(_FIELDS, fields, strict=True))
         self._tables = self._device_buffer[self._num_fields :].view(max_rows, max_blocks)
         self._segments: Segments | None = None
+        self._written_tables: list[tuple[int, ...]] = [()] * max_rows  # on the host, by row
         self._padding = _padding_rows(kv_cache, max_rows)
 
     def fill(self, sequences: Sequence[ScheduledSequence], num_rows: int) -> None:
@@ -64,8 +65,10 @@ class DecodeInputs:
         fields, tables = self._host_fields, self._host_tables
         for row, sequence in enumerate(sequences):
             table = sequence.block_table
-            tables[row, len(table) :] = table[0]  # what others write in this step may not be finite
-            tables[row, : len(table)] = table
+            if table != self._written_tables[row]:  # which most are not: a block lasts for many tokens
+                tables[row, len(table) :] = table[0]  # what others write in this step may not be finite
+                tables[row, : len(table)] = table
+                self._written_tables[row] = table
         count = len(sequences)
         positions = fields["positions"][:count]
         positions[:] = [sequence.position for sequence in sequences]
@@ -107,6 +110,7 @@ class DecodeInputs:
         fields["kv_slots"][first:num_rows] = kv_slots
         fields["lengths"][first:num_rows] = kv_slots % block_size + 1
         tables[first:num_rows] = (kv_slots // block_size)[:, None]
+        self._written_tables[first:num_rows] = [()] * (num_rows - first)
 
     def _copy(self, num_rows: int) -> None:
         used = self._num_fields + num_rows * self._max_blocks

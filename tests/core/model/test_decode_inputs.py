@@ -102,3 +102,18 @@ def test_a_row_of_the_last_step_is_not_taken_for_one_of_this() -> None:
     context = inputs.step(2, has_lora=False).context
     assert context.kv_slots.tolist() == [37, 80]
     assert context.decodes[0].block_ids.tolist() == [[9] * 5, [20] * 5]
+
+
+def test_a_table_is_written_again_where_it_grew_and_where_padding_was() -> None:
+    inputs = make_inputs(make_cache())
+
+    def tables() -> list[list[int]]:
+        return inputs.step(2, has_lora=False).context.decodes[0].block_ids.tolist()
+
+    inputs.fill([sequence(7, 6, 4, 5), sequence(8, 2, 3)], 2)
+    inputs.fill([sequence(7, 8, 4, 5, 6), sequence(8, 3, 3)], 2)
+    assert tables() == [[4, 5, 6, 4, 4], [3] * 5]
+    inputs.fill([sequence(8, 3, 3)], 2)
+    assert tables() == [[3] * 5, [20] * 5]
+    inputs.fill([sequence(8, 3, 3), sequence(9, 2, 3)], 2)
+    assert tables() == [[3] * 5, [3] * 5]
