@@ -6,7 +6,10 @@ What changes when an adapter is placed is this tensor's content, never its addre
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
+
+IntArray = npt.NDArray[np.int64]
 
 
 class SlotTable:
@@ -27,6 +30,12 @@ class SlotTable:
     def set(self, module: int, slot: int, *, a: int, b: int, rank: int) -> None:
         """Note a pair's addresses and rank; zeros for no pair."""
         self._host[module, :, slot] = a, b, rank
+        self._is_stale = True
+
+    def set_slot(self, slot: int, modules: IntArray, pairs: IntArray) -> None:
+        """Note all pairs of a slot at once: int64 [n, 3], as `set` takes them, for `modules` [n]; others have none."""
+        self._host[:, :, slot] = 0
+        self._host[modules, :, slot] = pairs
         self._is_stale = True
 
     def flip(self) -> None:

@@ -116,8 +116,8 @@ class AdapterMemory:
         """Whether an adapter has arrived: it can be taken without a step waiting for its copy."""
         return digest in self._arrivals and self._arrivals[digest].copied.query()
 
-    def take(self, slot: int, adapter: PackedAdapter) -> PackedAdapter:
-        """Return an adapter as it lies on the device, for steps that are launched from now on; the slot was released.
+    def take(self, slot: int, adapter: PackedAdapter) -> torch.Tensor:
+        """Return an adapter's slab on the device, for steps that are launched from now on; the slot was released.
 
         It need not have been prefetched: there is a buffer for every slot.
         """
@@ -129,7 +129,7 @@ class AdapterMemory:
         arrival = self._arrivals.pop(adapter.digest)
         self._streams.wait(arrival.copied)
         self._placed[slot] = arrival.buffer
-        return adapter.placed_in(arrival.buffer.memory)
+        return arrival.buffer.memory[: adapter.slab.numel()]
 
     def release(self, slot: int) -> None:
         """Let go of a slot's adapter; its buffer is written again when the steps launched so far are done."""

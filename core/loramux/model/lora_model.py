@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,6 +18,9 @@ from loramux.model.ends import lm_head, token_embedding, vocab_size
 from loramux.model.fused.linear import FusedLinear
 from loramux.model.lora_linear import attach_lora
 from loramux_kernels import SlotTable, SlotWeights
+from loramux_kernels.backend import use_triton
+
+IntArray = npt.NDArray[np.int64]
 
 
 def describe_base(model: PreTrainedModel, *, names: tuple[str, ...], flat_modules: frozenset[str]) -> BaseModelSpec:
@@ -73,10 +78,13 @@ class LoRAModel:
     ) -> None:
         self._memory = memory
         self._modules: dict[str, SlotWeights] = {}
-        self._placed: dict[int, PackedAdapter] = {}
+        self._placed: dict[int, PackedAdapter] = {}  # which keeps the memory that a CPU reads
         self.num_placements = 0
-        self.table = SlotTable(len(targets), num_slots, model.device)
-        for index, (path, target) in enumerate(targets.items()):
+        self._index = {path: index for index, path in enumerate(targets)}
+        self._table = SlotTable(len(targets), num_slots, model.device)
+        # Triton's kernels need the table alone; to tell hundreds of modules of their pairs takes as long as a step
+        self._reads_table = use_triton(self._table.tensor)
+        for path, target in targets.items():
             weights = SlotWeights(
                 num_slots,
                 target.in_features,
@@ -84,8 +92,8 @@ class LoRAModel:
                 dtype,
                 model.device,
                 max_rank=max_rank,
-                table=self.table,
-                module=index,
+                table=self._table,
+                module=self._index[path],
             )
             module = model.get_submodule(path)
             if product := linears.get(module):
@@ -95,13 +103,19 @@ class LoRAModel:
             self._modules[path] = weights
 
     def place(self, slot: int, adapter: PackedAdapter) -> None:
-        """Put an adapter into a slot, in the place of what was there; steps launched before still see the old one."""
-        self.clear(slot)
-        placed = adapter if self._memory is None else self._memory.take(slot, adapter)
-        for path, module in placed.modules.items():
-            self._modules[path].set(slot, module.a, module.b)
-        self.table.flip()
-        self._placed[slot] = placed
+        """Put an adapter into a slot, in the place of what was there; steps launched before still see the old one.
+
+        One copy of its slab to the device at most, and one of the table that says where it is.
+        """
+        self._take_out(slot)
+        slab = adapter.slab if self._memory is None else self._memory.take(slot, adapter)
+        if self._reads_table:
+            self._table.set_slot(slot, *self._pairs(adapter, slab))
+        else:
+            for path, module in adapter.placed_in(slab).modules.items():
+                self._modules[path].set(slot, module.a, module.b)
+        self._table.flip()
+        self._placed[slot] = adapter
         self.num_placements += 1
 
     def clear(self, slot: int) -> None:
@@ -110,19 +124,23 @@ class LoRAModel:
         self.table.flip()
 
     def _take_out(self, slot: int) -> None:
-        placed = self._placed.pop(slot, None)
-        if placed is None:
+        adapter = self._placed.pop(slot, None)
+        if adapter is None:
             return
-        for path in placed.modules:
-            self._modules[path].clear(slot)
+        if self._reads_table:
+            self._table.set_slot(slot, np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.int64))
+        else:
+            for path in adapter.modules:
+                self._modules[path].clear(slot)
         if self._memory is not None:
             self._memory.release(slot)
 
-    def prefetch(self, adapters: Sequence[PackedAdapter]) -> None:
-        """Bring adapters that are waited for, the next one first, closer to their slots, as far as there is room."""
-        if self._memory is not None:
-            self._memory.prefetch(adapters)
-
-    def is_ready(self, digest: str) -> bool:
-        """Whether an adapter that is in no slot can be placed without a step waiting for it."""
-        return self._memory is None or self._memory.is_ready(digest)
+    def _pairs(self, adapter: PackedAdapter, slab: torch.Tensor) -> tuple[IntArray, IntArray]:
+        """The modules that an adapter changes, and where their pairs are while it lies in `slab`."""
+        base, width = slab.data_ptr(), slab.element_size()
+        indices = [self._index[path] for path in adapter.modules]
+        pairs = [
+            (base + module.a.storage_offset() * width, base + module.b.storage_offset() * width, module.a.shape[0])
+            for module in adapter.modules.values()
+        ]
+        return np.array(indices, dtype=np.int64), np.array(pairs, dtype=np.int64)

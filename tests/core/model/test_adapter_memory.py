@@ -42,7 +42,7 @@ def test_a_prefetched_adapter_is_ready_when_its_copy_is_done(streams: SimulatedS
     streams.finish()
 
     assert memory.is_ready("digest 1")
-    assert memory.take(0, adapter(1)).slab.tolist() == [1.0] * 6
+    assert memory.take(0, adapter(1)).tolist() == [1.0] * 6
     assert memory.num_copies == 1
 
 
@@ -50,7 +50,7 @@ def test_a_step_waits_for_the_copy_of_an_adapter_that_was_not_prefetched(streams
     memory = make_memory(streams)
     placed = memory.take(0, adapter(1))
     seen: list[float] = []
-    streams.steps.launch(lambda: seen.extend(placed.slab.tolist()))
+    streams.steps.launch(lambda: seen.extend(placed.tolist()))
 
     assert not streams.steps.advance()
     assert seen == []
@@ -64,16 +64,16 @@ def test_a_buffer_is_not_written_before_the_steps_that_read_it_are_done(streams:
     placed = memory.take(0, adapter(1))
     streams.finish()
     seen: list[float] = []
-    streams.steps.launch(lambda: seen.extend(placed.slab.tolist()))
+    streams.steps.launch(lambda: seen.extend(placed.tolist()))
     memory.release(0)
     memory.prefetch([adapter(2), adapter(3)])  # the spare buffer, and the one that a step still reads
     while streams.copies.advance():
         pass
 
-    assert placed.slab.tolist() == [1.0] * 6
+    assert placed.tolist() == [1.0] * 6
     streams.finish()
     assert seen == [1.0] * 6
-    assert placed.slab.tolist() == [3.0] * 6
+    assert placed.tolist() == [3.0] * 6
 
 
 def test_with_all_slots_taken_there_is_one_buffer_to_spare(streams: SimulatedStreams) -> None:
@@ -115,7 +115,7 @@ def test_an_adapter_whose_turn_it_is_takes_the_buffer_of_one_on_its_way(streams:
     placed = memory.take(0, adapter(3))
     streams.finish()
 
-    assert placed.slab.tolist() == [3.0] * 6
+    assert placed.tolist() == [3.0] * 6
     assert memory.is_ready("digest 1")
     assert not memory.is_ready("digest 2")
     memory.check_integrity()
@@ -140,26 +140,26 @@ def test_no_step_ever_reads_another_adapters_numbers(actions: list[tuple[str, ob
     """The engine places, clears, prefetches and launches; each stream goes on whenever it likes."""
     streams = SimulatedStreams()
     memory = make_memory(streams)
-    slots: dict[int, PackedAdapter] = {}
+    slots: dict[int, tuple[int, torch.Tensor]] = {}  # the number of the adapter, and its slab
     wrong: list[object] = []
 
-    def read(expected: dict[int, PackedAdapter]) -> None:
+    def read(expected: dict[int, tuple[int, torch.Tensor]]) -> None:
         wrong.extend(
-            (slot, placed.slab.tolist())
-            for slot, placed in expected.items()
-            if placed.slab.tolist() != [float(placed.name[1:])] * placed.slab.numel()
+            (slot, slab.tolist())
+            for slot, (number, slab) in expected.items()
+            if slab.tolist() != [float(number)] * slab.numel()
         )
 
     for verb, given_ in actions:
         match verb, given_:
             case "prefetch", list(numbers):
-                resident = {placed.digest for placed in slots.values()}
-                memory.prefetch([adapter(number) for number in numbers if f"digest {number}" not in resident])
+                resident = {number for number, _slab in slots.values()}
+                memory.prefetch([adapter(number) for number in numbers if number not in resident])
             case "place", (int(slot), int(number)):
-                if f"digest {number}" not in {placed.digest for placed in slots.values()}:
+                if number not in {number for number, _slab in slots.values()}:
                     if slots.pop(slot, None) is not None:
                         memory.release(slot)
-                    slots[slot] = memory.take(slot, adapter(number))
+                    slots[slot] = (number, memory.take(slot, adapter(number)))
             case "clear", int(slot):
                 if slots.pop(slot, None) is not None:
                     memory.release(slot)
