@@ -1,4 +1,4 @@
-"""The whole engine on Triton's kernels, run by Triton's interpreter on a CPU, with decode steps replayed.
+"""The whole engine on Triton's kernels, run by Triton's interpreter on a CPU, with decode steps replayed from tapes.
 
 Not collected by name: test_warm_up.py runs this file in a process of its own, with TRITON_INTERPRET=1 set before triton
 is imported.
@@ -16,7 +16,7 @@ from compilations import Compilations, record_compilations
 from loramux import LLMEngine, LoRARequest
 from loramux.model import warm_up
 from loramux_kernels import select_backend
-from replays import Recomputed
+from replays import Tape
 from tiny_engines import engine_args, greedy, kv_bytes, run
 
 MakeAdapter = Callable[..., Path]
@@ -67,7 +67,7 @@ def test_the_engine_gives_the_tokens_of_the_reference_and_serving_compiles_nothi
     reference.shutdown()
     assert compilations.num_launches == 0
 
-    monkeypatch.setattr(warm_up, "graph_capture", lambda _device: Recomputed)
+    monkeypatch.setattr(warm_up, "graph_capture", lambda _device: Tape)
     engine = make_engine(tiny_llama, kernels="triton", max_num_batched_tokens=48)
     warm = set(compilations.keys)
     num_launches = compilations.num_launches
