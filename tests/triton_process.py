@@ -24,3 +24,10 @@ def run(*arguments: str, timeout_seconds: float = 300, **environment: str) -> st
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     return done.stdout
+
+
+def run_interpreted(path: Path) -> None:
+    """Run the tests of a file under Triton's interpreter; all must pass, and none be skipped."""
+    output = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(path), TRITON_INTERPRET="1")
+    assert " passed" in output
+    assert "skipped" not in output

@@ -14,11 +14,10 @@ from typing import Protocol
 
 import torch
 
-from loramux.adapters.packed import PackedAdapter
+from loramux.adapters.packed import ALIGNMENT, PackedAdapter
 from loramux.adapters.weights import LoRATarget
 
 NUM_SPARES = 1
-ALIGNMENT = 256  # bytes, of every tensor of a slab
 
 
 class Event(Protocol):

@@ -44,21 +44,27 @@ def build_inputs(
     tables = [np.asarray(sequence.block_table, dtype=np.int64) for sequence in sequences]
     block_size = kv_cache.block_size
     kv_slots = np.concatenate([_kv_slots(s, table, block_size) for s, table in zip(sequences, tables, strict=True)])
-    slots = torch.from_numpy(kv_slots).to(device)
+    slots = _brought(kv_slots, device)
     context = ForwardContext(
         kv_cache=kv_cache,
-        kv_slots=torch.from_numpy(kv_slots).to(device),
-        prefills=tuple(_prefills(sequences, starts, tables, device)),
-        decodes=tuple(_decodes(sequences, starts, tables, device)),
+        kv_slots=slots,
+        prefills=_prefills(sequences, starts, tables, device),
+        decodes=tuple(_decodes(sequences, starts, tables, device, is_padding_read=not use_triton(slots))),
         segments=segments_of(sequences, lengths) if has_lora else None,
         logit_segments=segments_of(sequences, [s.num_logits for s in sequences]) if has_lora else None,
     )
     return BatchInputs(
-        token_ids=torch.from_numpy(token_ids).to(device)[None],
-        positions=torch.from_numpy(positions).to(device)[None],
-        logit_rows=torch.from_numpy(logit_rows).to(device),
+        token_ids=_brought(token_ids, device)[None],
+        positions=_brought(positions, device)[None],
+        logit_rows=_brought(logit_rows, device),
         context=context,
     )
+
+
+def _brought(numbers: IntArray, device: torch.device) -> torch.Tensor:
+    """The numbers on the device; to a GPU from pinned memory, so that nobody waits for the copy."""
+    host = torch.from_numpy(numbers)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _kv_slots(sequence: ScheduledSequence, table: IntArray, block_size: int) -> IntArray:
@@ -99,9 +105,9 @@ def _decodes(
             members.setdefault((len(tables[index]) - 1).bit_length() if is_padding_read else 0, []).append(index)
     return [
         DecodeGroup(
-            rows=torch.from_numpy(starts[indices]).to(device),
+            rows=_brought(starts[indices], device),
             block_ids=_padded([tables[index] for index in indices], device),
-            lengths=torch.tensor([sequences[index].position + 1 for index in indices], device=device),
+            lengths=_brought(np.array([sequences[index].position + 1 for index in indices]), device),
         )
         for indices in members.values()
     ]
@@ -113,13 +119,11 @@ def _padded(tables: Sequence[IntArray], device: torch.device) -> torch.Tensor:
     for row, table in zip(padded, tables, strict=True):
         row[: len(table)] = table
         row[len(table) :] = table[0]
-    return torch.from_numpy(padded).to(device)
+    return _brought(padded, device)
 
 
-def segments_of(
-    sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray, *, num_rows: int | None = None
-) -> Segments | None:
-    """One segment per adapter slot; None when no row has an adapter. num_rows: with the base rows that follow."""
+def segments_of(sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray) -> Segments | None:
+    """One segment per adapter slot; None when no row has an adapter."""
     slots: list[int] = []
     starts: list[int] = []
     counts: list[int] = []
@@ -133,4 +137,4 @@ def segments_of(
                 starts.append(row)
                 counts.append(length)
         row += length
-    return Segments(tuple(slots), tuple(starts), tuple(counts), num_rows=num_rows or row) if slots else None
+    return Segments(tuple(slots), tuple(starts), tuple(counts), num_rows=row) if slots else None

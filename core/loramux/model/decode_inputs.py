@@ -15,7 +15,7 @@ from loramux.batch import ScheduledSequence
 from loramux.model.batch_inputs import BatchInputs, segments_of
 from loramux.model.forward_context import DecodeGroup, ForwardContext
 from loramux.model.kv_cache import NUM_SCRATCH_SLOTS, KVCache
-from loramux_kernels import Segments
+from loramux_kernels import SegmentBuffer
 
 _FIELDS = ("token_ids", "positions", "kv_slots", "lengths", "rows")
 
@@ -28,10 +28,13 @@ def bucket_sizes(max_rows: int) -> tuple[int, ...]:
 class DecodeInputs:
     """The tensors of up to `max_rows` sequences with one new token each; views of one buffer on the device.
 
-    max_blocks: KV blocks of the longest sequence. Owned by the engine thread.
+    max_blocks: KV blocks of the longest sequence. num_slots: of adapters, 0 for a model without. Owned by the engine
+    thread.
     """
 
-    def __init__(self, kv_cache: KVCache, *, max_rows: int, max_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, kv_cache: KVCache, *, max_rows: int, max_blocks: int, num_slots: int, device: torch.device
+    ) -> None:
         self.max_rows = max_rows
         self.device = device
         self._kv_cache = kv_cache
@@ -51,7 +54,8 @@ class DecodeInputs:
         fields = self._device_buffer[: self._num_fields].view(-1, max_rows)
         self._fields: dict[str, torch.Tensor] = dict(zip(_FIELDS, fields, strict=True))
         self._tables = self._device_buffer[self._num_fields :].view(max_rows, max_blocks)
-        self._segments: Segments | None = None
+        sizes = bucket_sizes(max_rows) if num_slots else ()
+        self._segments = {size: SegmentBuffer(size, num_slots, device) for size in sizes}
         self._written_tables: list[tuple[int, ...]] = [()] * max_rows  # on the host, by row
         self._padding = _padding_rows(kv_cache, max_rows)
 
@@ -78,8 +82,10 @@ class DecodeInputs:
         fields["kv_slots"][:count] = blocks * block_size + positions % block_size
         fields["lengths"][:count] = positions + 1
         self._pad(count, num_rows)
-        self._segments = segments_of(sequences, [1] * count, num_rows=num_rows)
         self._copy(num_rows)
+        segments = segments_of(sequences, [1] * count)
+        if segments is not None:
+            self._segments[num_rows].fill(segments)  # a copy of its own
 
     @property
     def kv_slots(self) -> torch.Tensor:
@@ -90,11 +96,11 @@ class DecodeInputs:
         """The first `num_rows` rows as a step takes them; all of them reach lm_head."""
         tensors = {name: field[:num_rows] for name, field in self._fields.items()}
         group = DecodeGroup(rows=tensors["rows"], block_ids=self._tables[:num_rows], lengths=tensors["lengths"])
-        segments = self._segments if has_lora else None
+        segments = self._segments[num_rows] if has_lora else None
         context = ForwardContext(
             kv_cache=self._kv_cache,
             kv_slots=tensors["kv_slots"],
-            prefills=(),
+            prefills=None,
             decodes=(group,),
             segments=segments,
             logit_segments=segments,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from loramux.model.kv_cache import KVCache
-from loramux_kernels import PrefillBatch, Segments
+from loramux_kernels import AnySegments, PrefillBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class ForwardContext:
     kv_slots: torch.Tensor
     prefills: PrefillBatch | None
     decodes: tuple[DecodeGroup, ...]
-    segments: Segments | None = None
-    logit_segments: Segments | None = None
+    segments: AnySegments | None = None
+    logit_segments: AnySegments | None = None
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     windows: WindowRecord | None = None
     _angles: dict[int, tuple[torch.Tensor, torch.Tensor, object]] = field(default_factory=dict)

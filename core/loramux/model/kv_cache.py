@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from loramux_kernels import store_kv
+
 NUM_SCRATCH_SLOTS = 7  # for the rows that pad a decode step: decode_inputs.bucket_sizes never pads with more
 
 

@@ -60,7 +60,7 @@ def _target(module: nn.Module, *, is_embedding: bool, is_lm_head: bool) -> LoRAT
 
 
 class LoRAModel:
-    """The adapter slots of one model. Owned by the engine thread.
+    """The adapter slots of one model. Owned by the engine thread. `table` says where the kernels find their weights.
 
     `memory` is where adapters lie on a GPU; on a CPU slots read them where their loader has put them.
     """
@@ -81,9 +81,9 @@ class LoRAModel:
         self._placed: dict[int, PackedAdapter] = {}  # which keeps the memory that a CPU reads
         self.num_placements = 0
         self._index = {path: index for index, path in enumerate(targets)}
-        self._table = SlotTable(len(targets), num_slots, model.device)
+        self.table = SlotTable(len(targets), num_slots, model.device)
         # Triton's kernels need the table alone; to tell hundreds of modules of their pairs takes as long as a step
-        self._reads_table = use_triton(self._table.tensor)
+        self._reads_table = use_triton(self.table.tensor)
         for path, target in targets.items():
             weights = SlotWeights(
                 num_slots,
@@ -92,7 +92,7 @@ class LoRAModel:
                 dtype,
                 model.device,
                 max_rank=max_rank,
-                table=self._table,
+                table=self.table,
                 module=self._index[path],
             )
             module = model.get_submodule(path)
@@ -110,11 +110,11 @@ class LoRAModel:
         self._take_out(slot)
         slab = adapter.slab if self._memory is None else self._memory.take(slot, adapter)
         if self._reads_table:
-            self._table.set_slot(slot, *self._pairs(adapter, slab))
+            self.table.set_slot(slot, *self._pairs(adapter, slab))
         else:
             for path, module in adapter.placed_in(slab).modules.items():
                 self._modules[path].set(slot, module.a, module.b)
-        self._table.flip()
+        self.table.flip()
         self._placed[slot] = adapter
         self.num_placements += 1
 
@@ -123,12 +123,21 @@ class LoRAModel:
         self._take_out(slot)
         self.table.flip()
 
+    def prefetch(self, adapters: Sequence[PackedAdapter]) -> None:
+        """Bring adapters that are waited for, the next one first, closer to their slots, as far as there is room."""
+        if self._memory is not None:
+            self._memory.prefetch(adapters)
+
+    def is_ready(self, digest: str) -> bool:
+        """Whether an adapter that is in no slot can be placed without a step waiting for it."""
+        return self._memory is None or self._memory.is_ready(digest)
+
     def _take_out(self, slot: int) -> None:
         adapter = self._placed.pop(slot, None)
         if adapter is None:
             return
         if self._reads_table:
-            self._table.set_slot(slot, np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.int64))
+            self.table.set_slot(slot, np.empty(0, dtype=np.int64), np.empty((0, 3), dtype=np.int64))
         else:
             for path in adapter.modules:
                 self._modules[path].clear(slot)

@@ -165,9 +165,14 @@ def _log_quantization(fused: FusedModel, loaded: LoadedModel, args: EngineArgs) 
 def _lora(loaded: LoadedModel, base: BaseModelSpec, args: EngineArgs, fused: FusedModel) -> LoRAModel | None:
     if not args.enable_lora:
         return None
-    memory = None if loaded.device.type == "cpu" else _adapter_memory(loaded, base, args)
     return LoRAModel(
-        loaded.model, base.targets, num_slots=args.max_loras, dtype=loaded.dtype, linears=fused.linears, memory=memory
+        loaded.model,
+        base.targets,
+        num_slots=args.max_loras,
+        max_rank=args.max_lora_rank,
+        dtype=loaded.dtype,
+        linears=fused.linears,
+        memory=None if loaded.device.type == "cpu" else _adapter_memory(loaded, base, args),
     )
 
 

@@ -52,8 +52,13 @@ def warm_up(runner: ModelRunner, args: EngineArgs) -> None:
 
 def _graphs(runner: ModelRunner, args: EngineArgs, capture: Capture) -> DecodeGraphs:
     max_blocks = -(-runner.max_model_len // args.block_size)
-    device = runner.loaded.device
-    inputs = DecodeInputs(runner.kv_cache, max_rows=args.max_num_seqs, max_blocks=max_blocks, device=device)
+    inputs = DecodeInputs(
+        runner.kv_cache,
+        max_rows=args.max_num_seqs,
+        max_blocks=max_blocks,
+        num_slots=0 if runner.lora is None else args.max_loras,
+        device=runner.loaded.device,
+    )
     return DecodeGraphs(runner.loaded.model, inputs, capture, has_lora=runner.lora is not None)
 
 

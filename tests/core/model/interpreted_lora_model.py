@@ -42,7 +42,7 @@ class Calls(TorchDispatchMode):
 @pytest.fixture
 def runner(tiny_llama: Path) -> Iterator[ModelRunner]:
     """Two adapters of ranks 4 and 17 on every linear layer of the decoder, in slots 0 and 1."""
-    args = EngineArgs(model=str(tiny_llama), max_model_len=64, enable_lora=True, max_loras=2)
+    args = EngineArgs(model=str(tiny_llama), kernels="torch", max_model_len=64, enable_lora=True, max_loras=2)
     runner = ModelRunner(load_model(args), args)
     for slot, rank in enumerate((4, 17)):
         runner.place_adapter(slot, adapter(runner, rank))

@@ -20,7 +20,7 @@ def make_cache(block_size: int = 4) -> KVCache:
 
 
 def make_inputs(cache: KVCache, max_rows: int = 16) -> DecodeInputs:
-    return DecodeInputs(cache, max_rows=max_rows, max_blocks=5, device=CPU)
+    return DecodeInputs(cache, max_rows=max_rows, max_blocks=5, num_slots=2, device=CPU)
 
 
 def sequence(token: int, position: int, *blocks: int, slot: int = BASE_SLOT) -> ScheduledSequence:

@@ -171,6 +171,29 @@ def test_placing_replaces_what_was_there(model: PreTrainedModel) -> None:
     assert slots.num_placements == 2
 
 
+def test_placing_and_clearing_change_the_kernels_table_once_for_all_modules(model: PreTrainedModel) -> None:
+    """One copy per placement, however many modules: a graph that is replayed after it reads the new addresses."""
+    targets = {UP: LoRATarget("linear", 64, 96), "model.layers.1.mlp.up_proj": LoRATarget("linear", 64, 96)}
+    slots = LoRAModel(model, targets, num_slots=2, max_rank=64, dtype=torch.float32, linears={})
+    table, adapter = slots.table.tensor, packed("a", 8)
+
+    slots.place(1, adapter)
+    assert table[0, :, 1].tolist() == [adapter.modules[UP].a.data_ptr(), adapter.modules[UP].b.data_ptr(), 8]
+    assert not table[1].any()
+    slots.place(1, packed("b", 2))
+    assert table[0, 2, 1] == 2
+    slots.clear(1)
+    assert not table.any()
+    assert slots.table.tensor is table
+    assert slots.table.num_flips == 3
+
+
+@pytest.mark.slow
+def test_a_decode_step_through_tritons_kernels_under_the_interpreter() -> None:
+    file = str(Path(__file__).with_name("interpreted_lora_model.py"))
+    assert "2 passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", file, TRITON_INTERPRET="1")
+
+
 def test_the_table_alone_has_what_the_modules_would_be_told(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,8 +209,8 @@ def test_the_table_alone_has_what_the_modules_would_be_told(
         slots.place(2, adapter)
         slots.clear(0)
 
-    assert torch.equal(read._table.tensor, told._table.tensor)
-    a, b, rank = read._table.tensor[1, :, 2].tolist()
+    assert torch.equal(read.table.tensor, told.table.tensor)
+    a, b, rank = read.table.tensor[1, :, 2].tolist()
     module = adapter.modules[UP]
     assert (a, b, rank) == (module.a.data_ptr(), module.b.data_ptr(), 8)
-    assert read._table.num_flips == told._table.num_flips == 4
+    assert read.table.num_flips == told.table.num_flips == 4

@@ -19,7 +19,7 @@ class FusedLinear:
 
     Until `pack`, the members' own weights are used. `pack` moves them into another form (`weight_forms`) where there
     is one, and the members keep no weights of their own. On a CPU in float32 a row's result is then the same to the bit
-    whatever rows are beside it, but for layers so small that MKL multiplies a single row in another order.
+    whatever rows are beside it.
     """
 
     def __init__(self, members: Sequence[nn.Linear], *, is_lm_head: bool = False) -> None:

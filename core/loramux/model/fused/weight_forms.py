@@ -1,12 +1,12 @@
-"""The forms that a product's weights can take instead of rows: packed for MKL, rounded to int8, or joined on a GPU."""
+"""The forms that a product's weights can take instead of rows: panels, int8, or joined on a GPU."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux.config import Quantization
 from loramux_kernels import int8_linear, pack_weight, packed_linear, quantize_int8
@@ -19,7 +19,7 @@ class WeightForm(Protocol):
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
 
     def read(self) -> torch.Tensor:
-        """The weight [out, in] that `multiply` uses; slow, but for one that is only joined."""
+        """The weight [out, in] that `multiply` uses."""
         ...
 
 
