@@ -18,6 +18,7 @@ from loramux.model.decode_inputs import bucket_sizes
 from loramux_kernels import select_backend
 from replays import Recomputed, Tape
 from tiny_engines import engine_args, greedy, run
+from tiny_models import FAMILIES
 
 MakeAdapter = Callable[..., Path]
 MakeEngine = Callable[..., LLMEngine]
@@ -64,7 +65,15 @@ def adapters(make_adapter: MakeAdapter) -> list[LoRARequest]:
 # --- the same tokens
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "gemma2",
+        pytest.param("qwen2", marks=pytest.mark.slow),
+        *(pytest.param(f, marks=pytest.mark.campaign) for f in FAMILIES if f not in ("llama", "gemma2", "qwen2")),
+    ],
+)
 def test_a_mixed_batch_under_pressure_is_exact(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More adapters than slots, prompts in chunks, preemptions: against transformers + PEFT, logit by logit."""
     monkeypatch.setattr(warm_up, "graph_capture", lambda _device: Recomputed)
