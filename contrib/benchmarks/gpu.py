@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import triton
 
+from costs.lora_scheme import lora_step
 from goal_table import Goal, show_goals
 from load_windows import NUM_STREAMS
 from loramux import EngineArgs, LoRARequest
@@ -28,7 +29,7 @@ from on_device.attention_numerics import check_attention
 from on_device.decoding import DecodeLoad, time_decoding
 from on_device.loading import time_loading
 from on_device.numerics import check_ops
-from on_device.op_speed import memory_bandwidth, time_ops
+from on_device.op_speed import memory_bandwidth, our_seconds, peer_seconds
 from on_device.scale import MAX_LENGTH, Scale, full, tiny
 from random_model import weights_drawn_on, write_shape
 
@@ -149,18 +150,17 @@ def decode(scale: Scale, place: Place) -> Measured:
 
 def ops(scale: Scale, place: Place) -> Measured:
     """The op of a decode step beside its bytes, and both forms of it beside the peers'."""
-    loads = [*scale.roofline_loads, scale.peers_decode, scale.peers_prefill]
-    *beside_bytes, peers_decode, peers_prefill = time_ops(scale.op_model, loads, scale.dtype, place.device)
+    like = torch.empty(0, dtype=scale.dtype, device=place.device)
     bandwidth = memory_bandwidth(place.device)
     goals = []
-    for timed in beside_bytes:
-        load = timed.load
+    for load in scale.roofline_loads:
+        least = lora_step(scale.op_model, load.batch(), nbytes=like.element_size()).nbytes / bandwidth
         title = f"LoRA op at decode, {load.num_adapters} adapters of rank {load.max_rank}: its bytes' time / its own"
-        goals.append(Goal(title, timed.nbytes / bandwidth / timed.ours, 0.6))
-    for timed, bound in ((peers_decode, 2.0), (peers_prefill, 1.2)):
-        load = timed.load
+        goals.append(Goal(title, least / our_seconds(scale.op_model, load, like), 0.6))
+    for load, bound in ((scale.peers_decode, 2.0), (scale.peers_prefill, 1.2)):
         title = f"LoRA ops at {load.name}, {load.num_rows} rows of {load.num_adapters} adapters: peers' time / ours"
-        goals.append(Goal(title, timed.peers / timed.ours, bound))
+        ratio = peer_seconds(scale.op_model, load, like) / our_seconds(scale.op_model, load, like)
+        goals.append(Goal(title, ratio, bound))
     _free(place.device)
     return Measured(goals, f"a copy moves {bandwidth / 1e9:.0f} GB/s")
 

@@ -1,4 +1,4 @@
-"""The LoRA op of a decode step and of a prefill, beside its byte roofline and the peers' scheme on the same pairs.
+"""The LoRA op of a decode step and of a prefill, and the same by the peers' scheme.
 
 One call goes through the groups of several layers, more weights than any cache holds, as a step does; on a GPU it is
 captured in a graph, as a step is, so that the launches cost what they cost there.
@@ -7,16 +7,15 @@ captured in a graph, as a step is, so that the launches cost what they cost ther
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
 from costs.batch import AdapterRows, Batch
-from costs.lora_scheme import lora_step
 from costs.model_shape import Group, ModelShape
-from loramux_kernels import Segments, SlotWeights, lora_group, select_backend
+from loramux_kernels import SlotWeights, lora_group, select_backend
 from on_device.batches import even_segments, random_pairs, slot_weights, slots_of_rows
 from on_device.peers_lora_triton import PeerMapping, PeerModule, add_deltas
 
@@ -25,7 +24,7 @@ COPIED_BYTES = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Rows of as many adapters, the same number for each; `ranks` are theirs in turn. The peers pad to `max_rank`."""
+    """`num_rows` shared evenly by adapters whose ranks are `ranks` in turn; the peers pad these to `max_rank`."""
 
     name: str
     num_rows: int
@@ -46,48 +45,61 @@ class Load:
         return Batch(num_rows=self.num_rows, num_sequences=num_sequences, context=0, adapters=adapters)
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """Seconds of one call by each scheme, and the bytes that ours has to move in it."""
-
-    load: Load
-    ours: float
-    peers: float
-    nbytes: float
-
-
-class _Layer:
-    """The pairs of one group in every slot, in both schemes' forms, and rows to call them on."""
+class _OurLayer:
+    """The pairs of one group in every slot, and rows to call them on."""
 
     def __init__(self, group: Group, load: Load, like: torch.Tensor) -> None:
         self.members: list[tuple[SlotWeights, int]] = []
-        self.peers = PeerModule(
-            group.in_features,
-            group.widths,
-            num_slots=load.num_adapters,
-            max_rank=load.max_rank,
-            dtype=like.dtype,
-            device=like.device,
-        )
         firsts = accumulate(group.widths, initial=0)
-        for index, (width, first) in enumerate(zip(group.widths, firsts, strict=False)):
+        for width, first in zip(group.widths, firsts, strict=False):
             pairs = random_pairs(load.adapter_ranks, group.in_features, width, like)
             self.members.append((slot_weights(pairs, group.in_features, width, like), first))
-            for slot, pair in enumerate(pairs):
-                assert pair is not None
-                self.peers.set(slot, index, *pair)
         self.x = like.new_empty(load.num_rows, group.in_features).normal_()
         self.y = like.new_zeros(load.num_rows, group.out_features)
 
 
-def time_ops(shape: ModelShape, loads: Sequence[Load], dtype: torch.dtype, device: torch.device) -> list[Timed]:
-    """Time each load by both schemes, on as many layers as the shape has."""
+class _PeerLayer:
+    """The same in the peers' form."""
+
+    def __init__(self, group: Group, load: Load, like: torch.Tensor) -> None:
+        room = {"num_slots": load.num_adapters, "max_rank": load.max_rank}
+        self.module = PeerModule(group.in_features, group.widths, dtype=like.dtype, device=like.device, **room)
+        for index, width in enumerate(group.widths):
+            for slot, pair in enumerate(random_pairs(load.adapter_ranks, group.in_features, width, like)):
+                assert pair is not None
+                self.module.set(slot, index, *pair)
+        self.x = like.new_empty(load.num_rows, group.in_features).normal_()
+        self.y = like.new_zeros(load.num_rows, group.out_features)
+
+
+def our_seconds(shape: ModelShape, load: Load, like: torch.Tensor) -> float:
+    """Of all layers of the shape, on the device and in the dtype of `like`."""
+    layers = [_OurLayer(group, load, like) for _ in range(shape.num_layers) for group in shape.groups]
+    segments = even_segments(load.num_rows, load.num_adapters)
+
+    def call() -> None:
+        for layer in layers:
+            lora_group(layer.x, layer.members, segments, layer.y)
+
     select_backend("triton")
     try:
-        with torch.inference_mode():
-            return [_time(shape, load, torch.empty(0, dtype=dtype, device=device)) for load in loads]
+        return seconds_of(call, like.device)
     finally:
         select_backend(None)
+
+
+def peer_seconds(shape: ModelShape, load: Load, like: torch.Tensor) -> float:
+    """The same by the peers' scheme; the sort of the rows, once per step, is not in it."""
+    layers = [_PeerLayer(group, load, like) for _ in range(shape.num_layers) for group in shape.groups]
+    slots = slots_of_rows(even_segments(load.num_rows, load.num_adapters), load.num_adapters)
+    on_device = torch.tensor(slots, device=like.device)
+    mapping = PeerMapping.of(on_device, load.num_adapters, is_decode=load.is_decode)
+
+    def call() -> None:
+        for layer in layers:
+            add_deltas(layer.x, layer.module, mapping, layer.y)
+
+    return seconds_of(call, like.device)
 
 
 def memory_bandwidth(device: torch.device) -> float:
@@ -106,26 +118,3 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _time(shape: ModelShape, load: Load, like: torch.Tensor) -> Timed:
-    layers = [_Layer(group, load, like) for _ in range(shape.num_layers) for group in shape.groups]
-    segments = even_segments(load.num_rows, load.num_adapters)
-    slots = torch.tensor(slots_of_rows(segments, load.num_adapters), device=like.device)
-    mapping = PeerMapping.of(slots, load.num_adapters, is_decode=load.is_decode)
-    return Timed(
-        load=load,
-        ours=seconds_of(lambda: _ours(layers, segments), like.device),
-        peers=seconds_of(lambda: _theirs(layers, mapping), like.device),
-        nbytes=lora_step(shape, load.batch(), nbytes=like.element_size()).nbytes,
-    )
-
-
-def _ours(layers: Sequence[_Layer], segments: Segments) -> None:
-    for layer in layers:
-        lora_group(layer.x, layer.members, segments, layer.y)
-
-
-def _theirs(layers: Sequence[_Layer], mapping: PeerMapping) -> None:
-    for layer in layers:
-        add_deltas(layer.x, layer.peers, mapping, layer.y)

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import triton
 import triton.language as tl
 
 from costs.peers_scheme import BLOCK_INPUTS, BLOCK_OUTPUTS, BLOCK_RANK, BLOCK_ROWS, SPLITS
+
+STAGES: Final = {"_peers_shrink_kernel": 2, "_peers_expand_kernel": 1}
+"""Of their loops. The left side of the expand's product is in registers, which Hopper takes unpipelined alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +83,12 @@ def add_deltas(x: torch.Tensor, module: PeerModule, mapping: PeerMapping, y: tor
     _peers_shrink_kernel[row_blocks * triton.cdiv(rank, BLOCK_RANK) * splits, num_slices, module.num_slots](
         x, module.a, buffer, mapping.rows, mapping.counts, mapping.starts, num_rows, module.in_features,
         module.num_slots, RANK=rank, SPLITS=splits, BLOCK_M=BLOCK_ROWS, BLOCK_R=BLOCK_RANK, BLOCK_K=BLOCK_INPUTS,
-        num_warps=4, enable_fp_fusion=True,
+        num_warps=4, num_stages=STAGES["_peers_shrink_kernel"], enable_fp_fusion=True,
     )  # fmt: skip
     _peers_expand_kernel[row_blocks * triton.cdiv(module.max_width, BLOCK_OUTPUTS), num_slices, module.num_slots](
         buffer, module.slices, y, mapping.rows, mapping.counts, mapping.starts, num_rows, y.stride(0), num_slices,
         RANK=rank, BLOCKS_N=triton.cdiv(module.max_width, BLOCK_OUTPUTS), BLOCK_M=BLOCK_ROWS, BLOCK_R=BLOCK_RANK,
-        BLOCK_N=BLOCK_OUTPUTS, num_warps=4, num_stages=1, enable_fp_fusion=True,
+        BLOCK_N=BLOCK_OUTPUTS, num_warps=4, num_stages=STAGES["_peers_expand_kernel"], enable_fp_fusion=True,
     )  # fmt: skip
 
 
