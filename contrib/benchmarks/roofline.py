@@ -48,11 +48,12 @@ class Case:
 
     @classmethod
     def of(cls, shape: ModelShape, batch: Batch, *, max_rank: int) -> Case:
-        """The peers' server has as many slots as the batch has adapters, and room for the highest of their ranks."""
+        """A server has as many slots as the batch has adapters, and room for the highest of their ranks."""
         rank = max((one.rank for one in batch.adapters), default=0)
         server = PeerServer(max(max_rank, rank), len(batch.adapters))
         base = base_step(shape, batch)
-        ours, peers = base + lora_step(shape, batch), base + peers_step(shape, batch, server)
+        ours = base + lora_step(shape, batch, max_rank=server.max_rank)
+        peers = base + peers_step(shape, batch, server)
         return cls(len(batch.adapters), rank, batch.num_rows, base, ours, peers)
 
 
@@ -75,7 +76,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--context", type=int, default=CONTEXT, help="tokens in every sequence's cache (1024)")
     parser.add_argument("--launch-us", type=float, default=A100.launch_seconds * 1e6, help="µs per launch (3)")
-    parser.add_argument("--max-rank", type=int, default=MAX_RANK, help="what the peers' server was started with (64)")
+    parser.add_argument("--max-rank", type=int, default=MAX_RANK, help="that servers were started with (64)")
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS, metavar="RANK", help="(8 16 64 256)")
     return parser.parse_args(words)
 

@@ -48,14 +48,53 @@ def test_a_decode_step_of_the_base_is_what_one_counts(costs: ModuleType) -> None
 
 
 def test_adapters_add_their_own_ranks_and_rows_at_decode(costs: ModuleType) -> None:
-    step = costs.lora_scheme.lora_step(tiny(costs), two_adapters(costs))
+    step = costs.lora_scheme.lora_step(tiny(costs), two_adapters(costs), max_rank=64)
 
     per_rank = (3 * 8 + 16) + (8 + 8) + (2 * 8 + 32) + (16 + 8)  # A of every member, B of all outputs
     rows = 2 * (8 + 8 + 8 + 16) + 2 * 2 * (16 + 8 + 32 + 8)  # x is read, y read and written
     assert step.nbytes == 2 * ((1 + 3) * per_rank + rows)
-    assert step.flops == 2 * (2 * 32 * 16) * per_rank  # each adapter fills a tile of 32 rows by 16 ranks
-    assert step.num_launches == 4 * costs.lora_scheme.DECODE_LAUNCHES_PER_GROUP
+    assert step.flops == 2 * (2 * 16 * 16) * per_rank  # each adapter fills a tile of 16 rows by 16 ranks
+    assert step.num_launches == 4
     assert step.idle_programs == 0
+    assert sum(kernel.cache_bytes for kernel in step.kernels) == 2 * 2 * (2 * 8 + 8)  # programs of k, v and up read x
+
+
+def test_every_program_of_the_one_launch_reads_all_of_a(costs: ModuleType) -> None:
+    """64 rows of rank 32 by 8 inputs: four pieces, each with two programs for 256 outputs and one for 128."""
+    group = costs.model_shape.Group("two", 8, (256, 128))
+    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(64, 32),), 2)
+
+    x, a, b, y = 64 * 8, 32 * 8, 32 * 384, 64 * 384
+    assert fused.nbytes == 2 * (x + 2 * a + b + 2 * y)
+    assert fused.cache_bytes == 2 * (2 * x + (4 * 3 - 2) * a + 3 * b)
+    assert fused.program_bytes == 2 * (a + 16 * 8 + 32 * 128)
+    assert fused.flops == 2 * 64 * 64 * (3 * 8 + 384)  # ranks up to 64 are products of 64
+
+
+def test_programs_take_more_outputs_where_there_is_work_for_enough_of_them(costs: ModuleType) -> None:
+    group = costs.model_shape.Group("two", 8, (512, 128))
+    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(16 * 128, 1),), 2)
+
+    # 5 tiles x 128 pieces are work for 256 programs of 2 tiles, so that each takes 256 outputs
+    assert fused.program_bytes == 2 * (8 + 16 * 8 + 256)
+    assert fused.cache_bytes == 2 * (2 * 2048 * 8 + (128 * 3 - 2) * 8 + 127 * 640)
+
+
+def test_higher_ranks_take_two_launches(costs: ModuleType) -> None:
+    scheme, adapters = costs.lora_scheme, (costs.batch.AdapterRows(64, 32),)
+    group = costs.model_shape.Group("two", 8, (256, 128))
+    shrink, expand = scheme._shrink(group, adapters, 128, 2), scheme._expand(group, adapters, 2)
+
+    x, a, b, y, between = 64 * 8, 2 * 32 * 8, 32 * 384, 64 * 384, 2 * 64 * 32
+    assert shrink.nbytes == 2 * (x + a) + 4 * between
+    assert shrink.cache_bytes == 2 * (x + 3 * a)  # the second member reads x, three more pieces of rows read A
+    assert shrink.program_bytes == 2 * (32 + 16) * 8
+    assert shrink.idle_programs == 4 * 2  # ranks from 64 to 128, of each piece and member
+    assert expand.nbytes == 2 * (b + 2 * y) + 4 * between
+    assert expand.cache_bytes == 2 * 3 * b + 4 * (64 * 32)  # the second tile of 256 outputs reads the rows again
+    assert expand.program_bytes == 4 * 16 * 32 + 2 * 32 * 128
+    assert (shrink.flops, expand.flops) == (2 * 64 * 2 * 64 * 8, 2 * 64 * 64 * 384)
+    assert scheme.lora_step(tiny(costs), two_adapters(costs), max_rank=65).num_launches == 8
 
 
 def test_peers_pad_ranks_and_clear_a_buffer(costs: ModuleType) -> None:
@@ -68,6 +107,7 @@ def test_peers_pad_ranks_and_clear_a_buffer(costs: ModuleType) -> None:
     assert step.nbytes == 3 * buffers + 2 * (2 * 4 * per_rank + rows)  # cleared, written, read
     assert step.flops == 2 * (2 * 32 * 16) * per_rank
     assert step.num_launches == 4 * costs.peers_scheme.LAUNCHES_PER_GROUP
+    assert {kernel.program_bytes for kernel in step.kernels[1::3]} == {2 * (1 + 16) * 8, 2 * (1 + 16) * 16}
 
 
 @pytest.mark.parametrize(
@@ -83,20 +123,6 @@ def test_peers_grids_have_programs_without_work(costs: ModuleType, num_slots: in
     assert costs.peers_scheme.peers_step(tiny(costs), two_adapters(costs), server).idle_programs == num_idle
 
 
-def test_a_prefill_counts_what_programs_read_again_from_the_cache(costs: ModuleType) -> None:
-    """64 rows of rank 32 by 8 inputs and 256 + 128 outputs: two pieces of rows, two of ranks, three of outputs."""
-    group = costs.model_shape.Group("two", 8, (256, 128))
-    shrink, expand = costs.lora_scheme._prefill(group, (costs.batch.AdapterRows(64, 32),), 2)
-
-    x, a, b, y, between = 64 * 8, 2 * 32 * 8, 32 * 384, 64 * 384, 2 * 64 * 32
-    assert shrink.nbytes == 2 * (x + a) + 4 * between
-    assert shrink.cache_bytes == 2 * (3 * x + a)  # 2 members x 2 pieces of rank read x, 2 pieces of rows read A
-    assert expand.nbytes == 2 * (b + 2 * y) + 4 * between
-    assert expand.cache_bytes == 2 * b + 4 * (64 * 32)  # the second tile of 256 outputs reads the rows again
-    assert costs.lora_scheme.PREFILL_LAUNCHES_PER_GROUP == 2
-    assert (shrink.flops, expand.flops) == (2 * 64 * 2 * 32 * 8, 2 * 64 * 32 * 384)
-
-
 def test_a_prefill_attends_to_earlier_rows_alone(costs: ModuleType) -> None:
     """Two prompts of 3: rows see 1, 2 and 3 tokens, so 12 in all."""
     base = costs.base_model.base_step(tiny(costs), costs.batch.Batch.prefill(6, 2))
@@ -106,16 +132,17 @@ def test_a_prefill_attends_to_earlier_rows_alone(costs: ModuleType) -> None:
 
 def test_a_launch_takes_its_cost_and_the_slowest_of_its_limits(costs: ModuleType) -> None:
     hardware = costs.hardware.Hardware(
-        name="slow", memory_bandwidth=10, cache_bandwidth=100, peak_flops=1000, launch_seconds=1
+        name="slow", memory_bandwidth=10, cache_bandwidth=100, num_processors=5, peak_flops=1000, launch_seconds=1
     )
     kernels = [
         costs.work.Kernel(nbytes=30, flops=2000),  # memory: 3 s
         costs.work.Kernel(nbytes=30, flops=5000),  # arithmetic: 5 s
         costs.work.Kernel(nbytes=30, cache_bytes=570),  # cache: 6 s
+        costs.work.Kernel(nbytes=30, program_bytes=160),  # the processor of one program: 8 s
     ]
 
-    assert [kernel.seconds(hardware) for kernel in kernels] == [4, 6, 7]
-    assert costs.work.Step.of(kernels).seconds(hardware) == 17
+    assert [kernel.seconds(hardware) for kernel in kernels] == [4, 6, 7, 9]
+    assert costs.work.Step.of(kernels).seconds(hardware) == 26
 
 
 def test_llama_gives_the_figures_that_are_known_of_it(costs: ModuleType) -> None:
@@ -123,7 +150,8 @@ def test_llama_gives_the_figures_that_are_known_of_it(costs: ModuleType) -> None
     shape, decode = costs.model_shape.LLAMA_3_1_8B, costs.batch.Batch.decode
     base = costs.base_model.base_step(shape, decode(1, context=0))
     one, two = (
-        costs.lora_scheme.lora_step(shape, decode(2, context=0, num_adapters=number, rank=16)) for number in (1, 2)
+        costs.lora_scheme.lora_step(shape, decode(2, context=0, num_adapters=number, rank=16), max_rank=64)
+        for number in (1, 2)
     )
     peers = costs.peers_scheme.peers_step(
         shape, decode(2, context=0, num_adapters=2, rank=16), costs.peers_scheme.PeerServer(64, 2)

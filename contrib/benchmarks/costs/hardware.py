@@ -9,14 +9,16 @@ from dataclasses import dataclass
 class Hardware:
     """Peaks per second, and what a launch costs.
 
-    memory_bandwidth, cache_bandwidth: bytes per second of device memory and of the L2 cache. peak_flops: dense, of
-    16-bit matrix products with float32 sums. launch_seconds: from the end of one kernel to where the next one is at
-    speed, inside a CUDA graph; no datasheet has it.
+    memory_bandwidth, cache_bandwidth: bytes per second of device memory and of the L2 cache, which num_processors share
+    evenly; one of them runs a program. peak_flops: dense, of 16-bit matrix products with float32 sums.
+    launch_seconds: from the end of one kernel to where the next one is at speed, inside a CUDA graph; no datasheet has
+    it.
     """
 
     name: str
     memory_bandwidth: float
     cache_bandwidth: float
+    num_processors: int
     peak_flops: float
     launch_seconds: float
 
@@ -30,6 +32,7 @@ A100 = Hardware(
     name="A100-80GB-SXM",
     memory_bandwidth=2.039e12,
     cache_bandwidth=5120 * 1.410e9,
+    num_processors=108,
     peak_flops=312e12,
     launch_seconds=LAUNCH_SECONDS,
 )
@@ -39,6 +42,7 @@ H100 = Hardware(
     name="H100-SXM",
     memory_bandwidth=3.35e12,
     cache_bandwidth=5120 * 1.755e9,
+    num_processors=132,
     peak_flops=989.5e12,
     launch_seconds=LAUNCH_SECONDS,
 )

@@ -51,18 +51,22 @@ def _module(group: Group, batch: Batch, server: PeerServer, nbytes: int) -> tupl
     buffer = slices * batch.num_rows * server.max_rank * FLOAT32_BYTES
     shrunk = slices * num_rows * server.max_rank * FLOAT32_BYTES
     a, b = slices * server.max_rank * inputs * nbytes, server.max_rank * outputs * nbytes
+    rows = min(BLOCK_ROWS, max(one.num_rows for one in batch.adapters))
+    own_inputs = blocks(blocks(inputs, BLOCK_INPUTS), splits) * BLOCK_INPUTS
     padded_flops = 2 * pieces * BLOCK_ROWS * ranks * BLOCK_RANK
     clear = Kernel(nbytes=buffer)
     shrink = Kernel(
         nbytes=num_rows * inputs * nbytes + num_adapters * a + shrunk,
         flops=padded_flops * slices * inputs,
         cache_bytes=(slices * ranks - 1) * num_rows * inputs * nbytes + (pieces - num_adapters) * a + splits * shrunk,
+        program_bytes=(rows + BLOCK_RANK) * min(own_inputs, inputs) * nbytes,
         idle_programs=slices * ranks * (idle_pieces * splits + pieces * idle_splits),
     )
     expand = Kernel(
         nbytes=shrunk + num_adapters * b + 2 * num_rows * outputs * nbytes,
         flops=padded_flops * outputs,
         cache_bytes=(pieces - num_adapters) * b + (tiles - slices) * shrunk / slices,
+        program_bytes=server.max_rank * (rows * FLOAT32_BYTES + BLOCK_OUTPUTS * nbytes),
         idle_programs=idle_pieces * tiles,
     )
     return clear, shrink, expand

@@ -18,20 +18,23 @@ class Kernel:
     """One launch.
 
     nbytes: read from and written to device memory, each byte once. cache_bytes: what programs read again from the L2
-    cache, or add up there, beyond these. flops: two per product and sum, those of padded rows and ranks too.
-    idle_programs: programs of the grid that find nothing to do; they cost nothing in this account.
+    cache, or add up there, beyond these. program_bytes: what the busiest program moves by itself. flops: two per
+    product and sum, those of padded rows and ranks too. idle_programs: programs of the grid that find nothing to do;
+    they cost nothing in this account.
     """
 
     nbytes: float
     flops: float = 0.0
     cache_bytes: float = 0.0
+    program_bytes: float = 0.0
     idle_programs: int = 0
 
     def seconds(self, hardware: Hardware) -> float:
-        """The slowest of memory, cache and arithmetic, after the launch."""
+        """The slowest of memory, cache, one program and arithmetic, after the launch."""
         limits = (
             self.nbytes / hardware.memory_bandwidth,
             (self.nbytes + self.cache_bytes) / hardware.cache_bandwidth,
+            self.program_bytes / (hardware.cache_bandwidth / hardware.num_processors),
             self.flops / hardware.peak_flops,
         )
         return hardware.launch_seconds + max(limits)
