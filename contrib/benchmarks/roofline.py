@@ -104,7 +104,7 @@ def _table(cases: Sequence[Case], hardware: Hardware) -> Table:
     for scheme in ("", "peers' "):
         for name in ("GB", "TFLOP", "launches", "ms", "mixed/base"):
             table.add_column(scheme + name, justify="right")
-    table.add_column("idle programs", justify="right")
+    table.add_column("peers' idle programs", justify="right")
     for case in cases:
         row = [str(case.num_rows), str(case.num_adapters), str(case.rank), *_figures(case.ours, case, hardware)]
         if case.num_adapters:
