@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -42,18 +43,21 @@ def time_decoding(
 
     `args` are those of the engine with LoRA, whose slots hold all the adapters.
     """
-    enabled = LLMEngine.from_engine_args(args)
-    without = LLMEngine.from_engine_args(replace(args, enable_lora=False))
     sizes = sorted({load.batch_size for load in loads})
     both = [*(DecodeLoad(size) for size in sizes), *loads]
     plain: dict[int, list[float]] = {size: [] for size in sizes}
     mixed: dict[DecodeLoad, list[float]] = {load: [] for load in both}
-    for _ in range(1 + num_rounds):
-        for size, seconds in plain.items():
-            seconds.append(step_seconds(without, DecodeLoad(size), (), num_steps, prompt_tokens))
-        for load, seconds in mixed.items():
-            seconds.append(step_seconds(enabled, load, adapters, num_steps, prompt_tokens))
-    return DecodeTimes(  # the first round compiles and captures, and is not counted
+    with ExitStack() as stack:
+        enabled = LLMEngine.from_engine_args(args)
+        stack.callback(enabled.shutdown)
+        without = LLMEngine.from_engine_args(replace(args, enable_lora=False))
+        stack.callback(without.shutdown)
+        for _ in range(1 + num_rounds):
+            for size, seconds in plain.items():
+                seconds.append(step_seconds(without, DecodeLoad(size), (), num_steps, prompt_tokens))
+            for load, seconds in mixed.items():
+                seconds.append(step_seconds(enabled, load, adapters, num_steps, prompt_tokens))
+    return DecodeTimes(  # the first round warms up, and is not counted
         without={size: median(seconds[1:]) for size, seconds in plain.items()},
         enabled={load: median(seconds[1:]) for load, seconds in mixed.items()},
     )

@@ -48,7 +48,7 @@ class Shapes:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One module's pairs, and rows for it. `token_ids` are rows of A as an embedding's; `num_out` columns are y's."""
+    """One module's pairs, in both schemes' forms, and rows for it; for an embedding, `token_ids` pick columns of A."""
 
     x: torch.Tensor
     y: torch.Tensor
