@@ -182,3 +182,16 @@ def test_the_command_prints_every_case_for_both_devices(
         *(["32", number, rank] for number, rank in (("0", "0"), ("1", "8"), ("8", "8"), ("32", "8"))),
         *(["128", number, rank] for number, rank in (("0", "0"), ("1", "8"), ("8", "8"), ("32", "8"), ("128", "8"))),
     ]
+
+
+@pytest.mark.parametrize("num_pieces", [1, 8, 32, 512])
+def test_the_account_is_of_the_launchers_own_constants(costs: ModuleType, num_pieces: int) -> None:
+    from loramux_kernels import lora_triton, segments  # triton is imported where it is used
+
+    scheme, adapters = costs.lora_scheme, (costs.batch.AdapterRows(16, 8),) * num_pieces
+    named = (scheme.COLUMNS, scheme.NUM_PROGRAMS, scheme.MAX_FUSED_RANK)
+    assert named == (lora_triton.COLUMNS, lora_triton.NUM_PROGRAMS, lora_triton.MAX_FUSED_RANK)
+    assert segments.PIECE_ROWS == scheme.PIECE_ROWS
+    assert tuple(tile.rank for tile in lora_triton.TILES[2]) == scheme.RANK_TILES
+    for group in costs.model_shape.LLAMA_3_1_8B.groups:
+        assert scheme._spans(group, adapters) == lora_triton.spans(group.widths, num_pieces)

@@ -52,14 +52,15 @@ def random_pairs(ranks: Sequence[int], in_features: int, out_features: int, like
     pairs: list[Pair | None] = []
     for rank in ranks:
         a = like.new_empty(rank, in_features).normal_(std=in_features**-0.5)
-        b = like.new_empty(out_features, rank).normal_(std=max(rank, 1) ** -0.5)
+        b = like.new_empty(rank, out_features).normal_(std=max(rank, 1) ** -0.5).t()
         pairs.append((a, b) if rank else None)
     return pairs
 
 
 def slot_weights(pairs: Sequence[Pair | None], in_features: int, out_features: int, like: torch.Tensor) -> SlotWeights:
     """Put one pair into each slot."""
-    weights = SlotWeights(len(pairs), in_features, out_features, like.dtype, like.device)
+    max_rank = max(len(pair[0]) for pair in pairs if pair is not None)
+    weights = SlotWeights(len(pairs), in_features, out_features, like.dtype, like.device, max_rank=max_rank)
     for slot, pair in enumerate(pairs):
         weights.set(slot, *(pair or (None, None)))
     return weights
