@@ -107,7 +107,8 @@ def test_ops_and_the_peers_scheme_equal_the_truth_under_the_interpreter(interpre
 
     assert set(numerics.values()) == {"yes"}
     assert {title.partition(" in float")[0] for title in numerics} == {
-        *("lora_shrink", "lora_expand", "lora_linear", "lora_group", "lora_embedding", "paged_decode"),
+        *("lora_shrink", "lora_expand", "lora_linear", "lora_group", "lora_embedding"),
+        *("paged_prefill", "paged_decode", "store_kv"),
         "the peers' shrink + expand",
         "rows whose bits depend on their batch",
     }

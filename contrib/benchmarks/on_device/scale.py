@@ -81,8 +81,9 @@ def full(num_layers: int) -> Scale:
         ),
         attention=AttentionShapes(
             heads=((32, 8, 128), (9, 3, 64), (8, 8, 128), (16, 1, 256)),
-            lengths=(1, 15, 16, 17, 100, 1023, 4096),
+            chunks=((0, 1), (0, 16), (15, 17), (100, 1), (1000, 63), (4000, 96)),
             windows=(None, 64),
+            caps=(None, 30.0),
             dtypes=dtypes,
         ),
         decode_loads=[DecodeLoad(1, 1), *(DecodeLoad(size, number) for size in (32, 128) for number in (8, 32))],
@@ -119,7 +120,11 @@ def tiny() -> Scale:
             dtypes=(torch.float32, torch.float16),
         ),
         attention=AttentionShapes(
-            heads=((4, 2, 16),), lengths=(1, 16, 37), windows=(None, 8), dtypes=(torch.float32, torch.float16)
+            heads=((4, 2, 16),),
+            chunks=((0, 1), (15, 3)),
+            windows=(None, 8),
+            caps=(None, 30.0),
+            dtypes=(torch.float32, torch.float16),
         ),
         decode_loads=[DecodeLoad(1, 1), DecodeLoad(4, 2)],
         num_steps=2,
