@@ -17,7 +17,8 @@ import torch
 from loramux_kernels.backend import use_numba, use_triton
 from loramux_kernels.prefill_batch import PrefillBatch
 
-MANY_SEQUENCES = 8  # from here on a sequence is one thread's work; of fewer, each of its KV heads is
+MANY_SEQUENCES = 8  # from here on a decoding sequence is one thread's work; of fewer, each of its KV heads is
+PIECE_TOKENS = 8  # of a prompt, for which each key and value is read once
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,10 @@ def paged_decode(
 
         attention_triton.decode(query, keys, values, block_tables, lengths, rows, out, rule)
         return
-    if use_numba(query) and rule.is_plain and keys.shape == values.shape:
-        from loramux_kernels import attention_numba, machine_numba  # numba is imported where it is used
-
-        _num_blocks, block_size, num_kv_heads, dim = keys.shape
-        num_heads = num_kv_heads if len(rows) >= MANY_SEQUENCES else 1  # of an item
-        attention_numba.paged_decode(query.shape[1] // (num_kv_heads * dim), dim, block_size).run(
-            len(rows) * (num_kv_heads // num_heads),
-            *(query.data_ptr(), query.stride(0), out.data_ptr(), keys.data_ptr(), values.data_ptr()),
-            *(block_tables.data_ptr(), block_tables.shape[1], lengths.data_ptr(), rows.data_ptr()),
-            *(num_kv_heads, machine_numba.float_bits(rule.scale), rule.window or 0, num_heads),
-        )
+    if has_loop(query, keys, values, rule):
+        num_heads = keys.shape[2] if len(rows) >= MANY_SEQUENCES else 1  # of an item
+        pieces = (rows.data_ptr(), lengths.data_ptr())
+        _run_loop(query, keys, values, block_tables, out, rule, len(rows), 1, num_heads, *pieces)
         return
     for table, length, row in zip(block_tables, lengths.tolist(), rows.tolist(), strict=True):
         out[row] = _attend(query[row : row + 1], keys, values, table, length, rule)
@@ -89,6 +83,11 @@ def paged_prefill(
         from loramux_kernels import attention_triton
 
         attention_triton.prefill(query, keys, values, batch, out, rule)
+        return
+    if has_loop(query, keys, values, rule):
+        pieces = batch.work(PIECE_TOKENS, torch.int64)
+        num_tokens = (len(pieces), PIECE_TOKENS)
+        _run_loop(query, keys, values, batch.block_tables, out, rule, *num_tokens, 1, pieces.data_ptr())
         return
     chunks = zip(batch.starts, batch.counts, batch.contexts, batch.block_tables, strict=True)
     for start, count, context, table in chunks:
@@ -111,6 +110,35 @@ def store_kv(
         return
     keys.flatten(0, 1).index_copy_(0, kv_slots, key)
     values.flatten(0, 1).index_copy_(0, kv_slots, value)
+
+
+def has_loop(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: ScoreRule) -> bool:
+    """Whether numba serves: float32 on a CPU, keys as wide as values, neither cap nor sinks."""
+    return rule.is_plain and keys.shape == values.shape and use_numba(query)
+
+
+def _run_loop(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_tables: torch.Tensor,
+    out: torch.Tensor,
+    rule: ScoreRule,
+    num_pieces: int,
+    max_tokens: int,
+    num_heads: int,
+    *pieces: int,
+) -> None:
+    """Run the loop of numba; `num_heads` KV heads are one item."""
+    from loramux_kernels import attention_numba, machine_numba  # numba is imported where it is used
+
+    _num_blocks, block_size, num_kv_heads, dim = keys.shape
+    attention_numba.paged_attention(query.shape[1] // (num_kv_heads * dim), dim, block_size, max_tokens).run(
+        num_pieces * (num_kv_heads // num_heads),
+        *(query.data_ptr(), query.stride(0), out.data_ptr(), keys.data_ptr(), values.data_ptr()),
+        *(block_tables.data_ptr(), block_tables.shape[1], num_kv_heads, num_heads),
+        *(machine_numba.float_bits(rule.scale), rule.window or 0, *pieces),
+    )
 
 
 def _attend(

@@ -1,4 +1,4 @@
-"""The loop of `attention.paged_decode` in numba: keys and values are read where they lie, once, block by block.
+"""The loop of `attention` in numba: keys and values are read where they lie, block by block.
 
 Softmax is the online one (Milakov and Gimelshein, arXiv:1805.02867): a running maximum per head, and a sum
 and an output that are rescaled when it grows. Scores are the shrink of the query heads by a block's keys, and what the
@@ -70,91 +70,116 @@ def _add_values(weights: int, num_rows: int, value: int, ahead: int, out: int, s
 
 
 @inline
-def _weigh(scores: Any, num_seen: int, width: int, before: Any) -> Any:
-    """Turn scores into weights, e to what they are below the highest; returns the highest, and the weights' sum."""
-    for t in range(num_seen, width):
-        scores[t] = NEVER
+def _weigh(scores: Any, first: int, stop: int, width: int, before: Any) -> Any:
+    """Turn the scores first .. stop into weights, e to what they are below the highest, and the others into zeros.
+
+    Returns the highest so far, and the weights' sum.
+    """
+    for t in range(width):
+        if t < first or t >= stop:
+            scores[t] = NEVER
     highest = before
     for t in range(width):
         highest = max(scores[t], highest)
     total = ZERO
     for t in range(width):
-        weight = exp(scores[t] - highest)
+        weight = exp(scores[t] - highest) if scores[t] > NEVER else ZERO
         scores[t] = weight
         total += weight
     return highest, total
 
 
 @functools.cache
-def paged_decode(group: int, dim: int, block_size: int) -> Loop:  # noqa: C901 - one loop nest
-    """A loop for `group` query heads per KV head of width `dim`, which it is compiled for. Items: a sequence's parts.
+def paged_attention(group: int, dim: int, block_size: int, max_tokens: int) -> Loop:  # noqa: C901 - one loop nest
+    """A loop for `group` query heads per KV head of width `dim`, which it is compiled for.
 
-    Arguments: query, floats from row to row of it, out, keys, values, block tables, their width, lengths, rows,
-    num_kv_heads, bits of scale, window (0: none), KV heads of an item.
+    Items: pieces of at most `max_tokens` tokens of a sequence, for some of the KV heads each. Arguments: query, floats
+    from row to row of it, out, keys, values, block tables, their width, num_kv_heads, KV heads of an item, bits of
+    scale, window (0: none), then the pieces, int64: [n, 4] table, row of the first token, tokens, position of the first
+    one; where each is one token, its row [n], and the length [n] of its sequence, whose table has the piece's number.
     """
     width = -(-block_size // COLUMNS) * COLUMNS  # a tile writes 4 scores
     wide = dim - dim % WIDE
 
-    def paged_decode_loop(a: Any) -> None:  # noqa: C901
-        num_kv_heads, window, num_heads = a[11], a[13], a[14]
+    def paged_attention_loop(a: Any) -> None:  # noqa: C901
+        num_kv_heads, num_heads, window = a[9], a[10], a[12]
         num_parts = num_kv_heads // num_heads
         stride = 4 * num_kv_heads * dim
         block_nbytes = stride * block_size
-        scale = bits_float(a[12])
-        lengths, rows = ints(a[9], a[1] // num_parts), ints(a[10], a[1] // num_parts)
-        scores = np.empty(group * width, np.float32)
-        query, result = (np.empty(num_heads * group * dim, np.float32), np.empty(num_heads * group * dim, np.float32))
-        highest, total = np.empty(num_heads * group, np.float32), np.empty(num_heads * group, np.float32)
+        scale = bits_float(a[11])
+        most = max_tokens * num_heads * group  # rows: those of a KV head side by side, of each token `group`
+        scores = np.empty(max_tokens * group * width, np.float32)
+        query, result = np.empty(most * dim, np.float32), np.empty(most * dim, np.float32)
+        highest, total = np.empty(most, np.float32), np.empty(most, np.float32)
         queries, scored, results = query.ctypes.data, scores.ctypes.data, result.ctypes.data
         while True:
             item = next_item(a)
             if item >= a[1]:
                 break
-            sequence, first_head = item // num_parts, item % num_parts * num_heads
-            row, length = rows[sequence], lengths[sequence]
-            start = 4 * first_head * group * dim
-            given = floats(a[2] + 4 * a[3] * row + start, num_heads * group * dim)
-            for i in range(num_heads * group * dim):
-                query[i] = given[i] * scale
-                result[i] = ZERO
-            for head in range(num_heads * group):
-                highest[head] = NEVER
-                total[head] = ZERO
+            piece, first_head = item // num_parts, item % num_parts * num_heads
+            if max_tokens == 1:
+                sequence, row, num_tokens, position = (
+                    piece,
+                    ints(a[13], piece + 1)[piece],
+                    1,
+                    ints(a[14], piece + 1)[piece] - 1,
+                )
+            else:
+                sequence, row, num_tokens, position = ints(a[13] + 32 * piece, 4)
             table = ints(a[7] + 8 * a[8] * sequence, a[8])
-            first_seen = max(0, length - window) if window > 0 else 0
+            num_rows = num_tokens * group
+            for token in range(num_tokens):
+                for head in range(num_heads):
+                    at = group * dim * (head * num_tokens + token)
+                    given = floats(a[2] + 4 * (a[3] * (row + token) + group * dim * (first_head + head)), group * dim)
+                    for i in range(group * dim):
+                        query[at + i] = given[i] * scale
+                        result[at + i] = ZERO
+            for i in range(num_rows * num_heads):
+                highest[i] = NEVER
+                total[i] = ZERO
+            first_seen = max(0, position + 1 - window) if window > 0 else 0
+            length = position + num_tokens
             num_blocks = (length + block_size - 1) // block_size
             for block in range(first_seen // block_size, num_blocks):
                 offset = block_nbytes * table[block]
                 ahead = block_nbytes * table[min(block + 1, num_blocks - 1)] - offset
-                first = max(0, first_seen - block * block_size)
-                num_seen = min(block_size, length - block * block_size) - first
-                offset += stride * first + 4 * dim * first_head
+                begin = max(first_seen, block * block_size)
+                num_seen = min(length, (block + 1) * block_size) - begin
+                offset += stride * (begin - block * block_size) + 4 * dim * first_head
                 for head in range(num_heads):
-                    own, key = 4 * head * group * dim, a[5] + offset + 4 * dim * head
+                    own, key = head * num_rows, a[5] + offset + 4 * dim * head
+                    sizes = (4 * dim, stride, 4 * width, dim)
                     for t in range(0, num_seen, COLUMNS):
-                        sizes = (4 * dim, stride, 4 * width, dim)
                         at = key + stride * t
-                        _add_scores(queries + own, group, at, num_seen - t - 1, at + ahead, scored + 4 * t, sizes)
-                    for g in range(group):
-                        h = head * group + g
-                        before = highest[h]
-                        highest[h], added = _weigh(scores[g * width : (g + 1) * width], num_seen, width, before)
-                        shrink = exp(before - highest[h])
-                        total[h] = total[h] * shrink + added
+                        last = num_seen - t - 1
+                        _add_scores(queries + 4 * dim * own, num_rows, at, last, at + ahead, scored + 4 * t, sizes)
+                    for r in range(num_rows):
+                        stop = position + r // group + 1 - begin
+                        first = max(0, stop - window) if window > 0 else 0
+                        before = highest[own + r]
+                        of_row = scores[r * width : (r + 1) * width]
+                        highest[own + r], added = _weigh(of_row, first, min(stop, num_seen), width, before)
+                        shrink = exp(before - highest[own + r])
+                        total[own + r] = total[own + r] * shrink + added
                         for d in range(dim):
-                            result[h * dim + d] *= shrink
+                            result[(own + r) * dim + d] *= shrink
                     value = a[6] + offset + 4 * dim * head
                     sizes = (4 * width, stride, 4 * dim, num_seen)
                     for d in range(0, wide, WIDE):
-                        _add_values(scored, group, value + 4 * d, ahead, results + own + 4 * d, sizes)
+                        _add_values(scored, num_rows, value + 4 * d, ahead, results + 4 * (own * dim + d), sizes)
                     for d in range(wide, dim, LANES):
-                        for g in range(group):
-                            to = results + own + 4 * (g * dim + d)
-                            expand_narrow_1(scored + 4 * width * g, value + 4 * d, dim - d, ahead, to, sizes)
-            out = floats(a[4] + 4 * num_kv_heads * group * dim * row + start, num_heads * group * dim)
-            for head in range(num_heads * group):
-                share = ONE / total[head]
-                for d in range(dim):
-                    out[head * dim + d] = result[head * dim + d] * share
+                        for r in range(num_rows):
+                            to = results + 4 * ((own + r) * dim + d)
+                            expand_narrow_1(scored + 4 * width * r, value + 4 * d, dim - d, ahead, to, sizes)
+            for token in range(num_tokens):
+                for head in range(num_heads):
+                    at = 4 * group * dim * (num_kv_heads * (row + token) + first_head + head)
+                    out = floats(a[4] + at, group * dim)
+                    for g in range(group):
+                        r = (head * num_tokens + token) * group + g
+                        share = ONE / total[r]
+                        for d in range(dim):
+                            out[g * dim + d] = result[r * dim + d] * share
 
-    return Loop(loop(paged_decode_loop))
+    return Loop(loop(paged_attention_loop))

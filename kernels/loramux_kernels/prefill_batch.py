@@ -27,16 +27,16 @@ class PrefillBatch:
             numbers = len(self.starts), len(self.counts), len(self.contexts), len(self.block_tables)
             raise ValueError(f"starts, counts, contexts and block_tables differ in number: {numbers}")
 
-    def work(self, num_tokens: int) -> torch.Tensor:
-        """int32 [pieces, 4] on the device: (chunk, first row, rows, first position), at most `num_tokens` rows each.
+    def work(self, num_tokens: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        """[pieces, 4] on the device: (chunk, first row, rows, first position), at most `num_tokens` rows each.
 
         Made and copied once per batch, in one transfer, from pinned memory where the device is a GPU.
         """
         if num_tokens not in self._work:
-            self._work[num_tokens] = self._make_work(num_tokens)
+            self._work[num_tokens] = self._make_work(num_tokens, dtype)
         return self._work[num_tokens]
 
-    def _make_work(self, num_tokens: int) -> torch.Tensor:
+    def _make_work(self, num_tokens: int, dtype: torch.dtype) -> torch.Tensor:
         starts, counts, contexts = (np.asarray(v, dtype=np.int64) for v in (self.starts, self.counts, self.contexts))
         pieces = -(-counts // num_tokens)
         chunk = np.repeat(np.arange(len(counts)), pieces)  # of every piece
@@ -47,6 +47,6 @@ class PrefillBatch:
             np.minimum(counts[chunk] - offset, num_tokens),
             contexts[chunk] + offset,
         )
-        work = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
+        work = torch.from_numpy(np.stack(columns, axis=1)).to(dtype)
         device = self.block_tables.device
         return work.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else work.to(device)

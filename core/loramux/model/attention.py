@@ -14,7 +14,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from loramux.errors import ModelUnsupported
 from loramux.model.forward_context import DecodeGroup, ForwardContext, current_context
 from loramux_kernels import PrefillBatch, ScoreRule, paged_decode, paged_prefill
-from loramux_kernels.backend import use_numba, use_triton
+from loramux_kernels.attention import has_loop
+from loramux_kernels.backend import use_triton
 
 ATTENTION_NAME = "loramux_paged"
 
@@ -77,13 +78,12 @@ def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: 
     keys, values = context.kv_cache.keys[layer], context.kv_cache.values[layer]
     output = query.new_empty(query.shape[0], num_heads * values.shape[-1])
     heads, attended = query.unflatten(1, (num_heads, -1)), output.view(len(output), num_heads, -1)  # type: ignore[no-untyped-call]
-    reads_blocks = use_triton(query)
+    reads_blocks = use_triton(query) or has_loop(query, keys, values, rule)
     if context.prefills is not None:
         if reads_blocks:
             paged_prefill(query, keys, values, context.prefills, output, rule)
         else:
             _prefill_each(context, layer, heads, context.prefills, attended, rule)
-    reads_blocks = reads_blocks or (use_numba(query) and rule.is_plain and keys.shape == values.shape)
     for group in context.decodes:
         if reads_blocks:
             paged_decode(query, keys, values, group.block_ids, group.lengths, group.rows, output, rule)
