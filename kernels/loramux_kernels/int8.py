@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba
-from loramux_kernels.packed import multiply_panels, pack_panels, unpack_panels
+from loramux_kernels.packed import Zeros, multiply_panels, pack_panels, unpack_panels, zeros
 
 LARGEST = 127  # symmetric: -128 is not used
 
@@ -34,12 +34,12 @@ class Int8Weight:
         return self.values * self.scales[:, None]
 
 
-def quantize_int8(weight: torch.Tensor) -> Int8Weight:
+def quantize_int8(weight: torch.Tensor, zeros: Zeros = zeros) -> Int8Weight:
     """Round a weight [out, in] to int8, each output by its own largest magnitude: off by half a scale at most."""
     largest = weight.float().abs().amax(dim=1)
     scales = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
     values = weight.float().div(scales[:, None]).round_().clamp_(-LARGEST, LARGEST)
-    return Int8Weight(pack_panels(values.to(torch.int8)), scales)
+    return Int8Weight(pack_panels(values.to(torch.int8), zeros), scales)
 
 
 def int8_linear(x: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None = None) -> torch.Tensor:

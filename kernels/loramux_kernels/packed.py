@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,22 +26,30 @@ class PackedWeight:
         return unpack_panels(self.panels, self.out_features)
 
 
-def pack_weight(weight: torch.Tensor) -> PackedWeight:
+Zeros = Callable[[Sequence[int], torch.dtype], torch.Tensor]
+"""Makes a tensor of zeros of a shape and dtype, in memory of the caller's choice."""
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros in memory of torch's own."""
+    return torch.zeros(*shape, dtype=dtype)
+
+
+def pack_weight(weight: torch.Tensor, zeros: Zeros = zeros) -> PackedWeight:
     """Lay out a float32 weight [out, in] on the CPU for `packed_linear`; takes as much memory as the weight."""
     if weight.dtype is not torch.float32 or weight.device.type != "cpu":
         raise ValueError(f"only float32 weights on the CPU are packed, got {weight.dtype} on {weight.device}")
-    return PackedWeight(pack_panels(weight), len(weight))
+    return PackedWeight(pack_panels(weight, zeros), len(weight))
 
 
-def pack_panels(weight: torch.Tensor) -> torch.Tensor:
+def pack_panels(weight: torch.Tensor, zeros: Zeros) -> torch.Tensor:
     """[num_panels, in, PANEL] of a weight [out, in], of any dtype; a copy."""
     out_features, in_features = weight.shape
     num_whole, num_rest = divmod(out_features, PANEL)
-    panels = weight.new_empty(num_whole + bool(num_rest), in_features, PANEL)
+    panels = zeros((num_whole + bool(num_rest), in_features, PANEL), weight.dtype)
     panels[:num_whole] = weight[: num_whole * PANEL].view(num_whole, PANEL, in_features).transpose(1, 2)
     if num_rest:
         panels[-1, :, :num_rest] = weight[num_whole * PANEL :].t()
-        panels[-1, :, num_rest:] = 0
     return panels
 
 

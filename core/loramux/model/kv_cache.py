@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from loramux.model.host_memory import HugePages
 from loramux_kernels import store_kv
 
 NUM_SCRATCH_SLOTS = 7  # for the rows that pad a decode step: decode_inputs.bucket_sizes never pads with more
@@ -47,10 +46,14 @@ class KVCache:
         self.block_size = block_size
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        pages = HugePages()
         num_in_all = num_blocks + -(-NUM_SCRATCH_SLOTS // block_size)
         for layer in layers:
             for tensors, width in ((self.keys, layer.key_dim), (self.values, layer.value_dim)):
-                tensors.append(_zeros((num_in_all, block_size, layer.num_kv_heads, width), dtype, device))
+                shape = (num_in_all, block_size, layer.num_kv_heads, width)
+                # masked garbage must be finite: zero times NaN is NaN
+                is_cpu = device.type == "cpu"
+                tensors.append(pages.zeros(shape, dtype) if is_cpu else torch.zeros(shape, dtype=dtype, device=device))
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor) -> None:
         """Store key and value [num_tokens, num_kv_heads, width] at kv_slots [num_tokens]."""
@@ -80,20 +83,3 @@ def bytes_per_token(layers: Sequence[LayerShape], dtype: torch.dtype) -> int:
 def _gather(cache: torch.Tensor, block_ids: torch.Tensor) -> torch.Tensor:
     blocks = cache.index_select(0, block_ids.flatten())
     return blocks.view(*block_ids.shape[:-1], block_ids.shape[-1] * cache.shape[1], *cache.shape[2:])
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros whose pages the system hands out on first use: masked garbage must stay finite, memory stay untouched.
-
-    Huge pages are asked for: each small one is a fault of several microseconds in the middle of a step. Private memory
-    gets them, shared memory, which is what mmap gives by itself, does not by most systems' settings.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    else:
-        memory = mmap.mmap(-1, max(1, num_bytes))
-    return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes).view(dtype).view(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +20,6 @@ from loramux.model.decode_graphs import DecodeGraphs
 from loramux.model.ends import lm_head, token_embedding
 from loramux.model.forward_context import forward_context
 from loramux.model.fused.fuse import FusedModel, fuse
-from loramux.model.host_memory import gather_into_huge_pages
 from loramux.model.kv_cache import KVCache, bytes_per_token
 from loramux.model.kv_sizing import size_kv_cache
 from loramux.model.loader import LoadedModel, check_rope
@@ -31,8 +29,6 @@ from loramux.model.sampler import Sampler, SamplingRow, Unchosen
 from loramux.model.step_results import SequenceResult, StepOutput, choose_tokens
 
 logger = logging.getLogger(__name__)
-
-MANY_WEIGHTS = 1 << 24  # more than a processor's caches of pages reach
 
 
 class ModelRunner:
@@ -143,9 +139,6 @@ def _fuse(loaded: LoadedModel, probed: ProbeResult, args: EngineArgs) -> FusedMo
     if args.quantization is not None:
         _log_quantization(fused, loaded, args)
     fused.pack(args.quantization)
-    if loaded.device.type == "cpu" and fused.num_weights >= MANY_WEIGHTS:
-        # in its own time: it takes a second or two, and what is being moved can be used
-        threading.Thread(target=gather_into_huge_pages, name="huge-pages", daemon=True).start()
     return fused
 
 

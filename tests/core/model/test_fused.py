@@ -17,6 +17,7 @@ from loramux.model.attention import ATTENTION_NAME
 from loramux.model.fused.fuse import FusedModel, fuse
 from loramux.model.fused.linear import FusedLinear
 from loramux.model.fused.weight_forms import JoinedWeight, form_of
+from loramux.model.host_memory import HugePages
 from loramux.model.loader import load_model
 from loramux.model.probe import ProbeResult, check_fused, probe
 from loramux.model.runner import ModelRunner
@@ -144,26 +145,27 @@ def test_a_packed_row_is_the_same_to_the_bit_whatever_rows_are_beside_it() -> No
         assert torch.equal(product(x[start:stop]), together[start:stop])
 
 
-def test_sixteen_bit_weights_are_left_as_they_are() -> None:
+def test_sixteen_bit_weights_of_one_input_are_joined_and_one_alone_stays_as_it_is() -> None:
     members = [member.to(torch.bfloat16) for member in linears(64, 16)]
-    product = FusedLinear(members)
+    weights = [member.weight.clone() for member in members]
+    x = torch.randn(3, 48, dtype=torch.bfloat16)
+    expected = torch.cat([member(x) for member in members], dim=-1)
+    product, alone = FusedLinear(members), FusedLinear(linears(8))
+    alone.members[0].to(torch.bfloat16)
+
     product.pack()
-    assert not any(member.weight.is_meta for member in members)
-    assert product(torch.randn(3, 48, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    alone.pack()
+
+    torch.testing.assert_close(product(x), expected)
+    assert torch.equal(product.weight_of(members[1]), weights[1])
+    assert [member.weight.is_meta for member in (*members, *alone.members)] == [True, True, False]
 
 
-def test_on_a_gpu_layers_of_one_input_are_joined_and_one_alone_stays_as_it_is() -> None:
-    """No GPU is needed to see which form is chosen, nor to multiply by it."""
+def test_on_a_gpu_they_are_joined_too() -> None:
+    """No GPU is needed to see which form is chosen."""
     elsewhere = [member.to("meta").weight for member in linears(64, 16)]
-    members = linears(64, 16)
-    x = torch.randn(3, 48)
-
-    joined = JoinedWeight([member.weight for member in members])
-
-    assert isinstance(form_of(elsewhere, None), JoinedWeight)
-    assert form_of(elsewhere[:1], None) is None
-    torch.testing.assert_close(joined.multiply(x, None), torch.cat([member(x) for member in members], dim=-1))
-    assert torch.equal(joined.read(), torch.cat([member.weight for member in members]))
+    assert isinstance(form_of(elsewhere, None, HugePages()), JoinedWeight)
+    assert form_of(elsewhere[:1], None, HugePages()) is None
 
 
 def test_the_runner_reads_base_weights_by_path(tiny_llama: Path) -> None:

@@ -3,12 +3,14 @@
 import ctypes
 import mmap
 import platform
+import re
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from loramux.model.host_memory import HUGE_PAGE_NBYTES, _own_memory, gather_into_huge_pages, keep_freed_memory
+from loramux.model.host_memory import ALIGNMENT, CHUNK_NBYTES, HugePages, keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has ways of its own")
@@ -30,30 +32,29 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     keep_freed_memory()
 
 
-MAPS = """\
-55d0c0000000-55d0c0400000 r--p 00000000 08:01 131 /usr/bin/python3
-55d0c1000000-55d0c1900000 rw-p 00000000 00:00 0 [heap]
-7f0000000000-7f0000300000 rw-p 00000000 00:00 0
-7f0000400000-7f0000401000 rw-p 00000000 00:00 0
-7f0001000000-7f0001800000 rw-p 00000000 08:01 131 /some/file
-7f0002000000-7f0002800000 rw-s 00000000 00:01 77 /dev/zero (deleted)
-7ffd00000000-7ffd00800000 rw-p 00000000 00:00 0 [stack]
-"""
+def test_memory_given_out_is_zero_apart_and_on_lines_of_its_own() -> None:
+    pages = HugePages()
+    given = [pages.zeros((3, size), dtype) for size, dtype in ((5, torch.float32), (7, torch.int8), (1, torch.float16))]
+    assert not any(tensor.any() for tensor in given)
+    for index, tensor in enumerate(given):
+        tensor.fill_(index + 1)
+    assert [tensor.unique().tolist() for tensor in given] == [[1], [2], [3]]
+    assert all(tensor.data_ptr() % ALIGNMENT == 0 for tensor in given)
+    assert pages.zeros((0, 4), torch.float32).shape == (0, 4)
 
 
-def test_only_the_heap_and_anonymous_memory_are_moved_in_whole_huge_pages() -> None:
-    assert list(_own_memory(MAPS)) == [(0x55D0C1000000, 0x55D0C1800000), (0x7F0000000000, 0x7F0000200000)]
-
-
-def test_moving_memory_changes_no_number_and_touches_nothing_unused() -> None:
-    weights = torch.arange(3 * HUGE_PAGE_NBYTES, dtype=torch.int32)
-    expected = int(weights.sum())
-    reserved = mmap.mmap(-1, 64 * HUGE_PAGE_NBYTES)
+def test_memory_that_is_not_written_is_not_taken_and_more_than_a_chunk_can_be_had() -> None:
     before = psutil.Process().memory_info().rss
+    large = HugePages().zeros((2, CHUNK_NBYTES), torch.uint8)
+    large[:, -1] = 1
+    assert psutil.Process().memory_info().rss - before < CHUNK_NBYTES // 8
 
-    moved = gather_into_huge_pages()
 
-    assert moved >= weights.nbytes - 2 * HUGE_PAGE_NBYTES
-    assert int(weights.sum()) == expected
-    assert psutil.Process().memory_info().rss - before < before // 4 + 32 * HUGE_PAGE_NBYTES
-    reserved.close()
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="another system has ways of its own")
+def test_the_memory_is_private_and_marked_for_huge_pages() -> None:
+    tensor = HugePages().zeros((4,), torch.float32)
+    regions = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    bounds = ((region, *region.split(" ", 1)[0].split("-")) for region in regions if region)
+    own = [region for region, start, stop in bounds if int(start, 16) <= tensor.data_ptr() < int(stop, 16)]
+    assert " rw-p " in own[0]
+    assert re.search(r"VmFlags:.* hg", own[0])

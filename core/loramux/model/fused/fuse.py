@@ -29,6 +29,7 @@ from loramux.model.fused.layers import (
     norm_rows,
 )
 from loramux.model.fused.linear import FusedLinear
+from loramux.model.host_memory import HugePages
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -69,8 +70,9 @@ class FusedModel:
 
     def pack(self, quantization: Quantization | None = None) -> None:
         """Bring all weights into the form that products want; see FusedLinear.pack."""
+        pages = HugePages()
         for product in dict.fromkeys(self.linears.values()):
-            product.pack(quantization)
+            product.pack(quantization, pages)
 
     @property
     def num_weights(self) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from loramux.config import Quantization
 from loramux.model.forward_context import current_context
 from loramux.model.fused.weight_forms import WeightForm, form_of
+from loramux.model.host_memory import HugePages
 from loramux_kernels import SlotWeights, lora_group
 
 
@@ -48,12 +49,12 @@ class FusedLinear:
         """Let the columns of `member` get the delta of each row's adapter, read from `weights`."""
         self._lora = (*self._lora, (weights, self.offsets[self.members.index(member)]))
 
-    def pack(self, quantization: Quantization | None = None) -> None:
+    def pack(self, quantization: Quantization | None = None, pages: HugePages | None = None) -> None:
         """Give the weights the form asked for and let go of the members' own, but for those that something else shares.
 
-        Without quantization products stay what they were.
+        Without quantization products stay what they were. `pages` is where a CPU's weights go.
         """
-        self._form = form_of([member.weight for member in self.members], quantization)
+        self._form = form_of([member.weight for member in self.members], quantization, pages or HugePages())
         if self._form is None:
             return
         for member in self.members:

@@ -1,4 +1,4 @@
-"""The forms that a product's weights can take instead of rows: panels, int8, or joined on a GPU."""
+"""The forms that a product's weights can take instead of rows: panels, int8, or joined."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux.config import Quantization
+from loramux.model.host_memory import HugePages
 from loramux_kernels import int8_linear, pack_weight, packed_linear, quantize_int8
 from loramux_kernels.backend import use_numba
 
@@ -26,8 +27,8 @@ class WeightForm(Protocol):
 class PanelForm:
     """A float32 weight in panels; `read` is exact."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self._weight = pack_weight(weight)
+    def __init__(self, weight: torch.Tensor, pages: HugePages) -> None:
+        self._weight = pack_weight(weight, pages.zeros)
 
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return packed_linear(rows, self._weight, bias)
@@ -39,8 +40,8 @@ class PanelForm:
 class Int8Form:
     """A weight rounded to int8, one scale per output: `read` gives the rounded weight, not the checkpoint's."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self._weight = quantize_int8(weight)
+    def __init__(self, weight: torch.Tensor, pages: HugePages) -> None:
+        self._weight = quantize_int8(weight, pages.zeros)
 
     def multiply(self, rows: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return int8_linear(rows, self._weight, bias)
@@ -50,7 +51,7 @@ class Int8Form:
 
 
 class JoinedWeight:
-    """The weights of several layers one below the other, on a GPU: one product for all of them. `read` is exact."""
+    """The weights of several layers one below the other: one product for all of them. `read` is exact."""
 
     def __init__(self, weights: Sequence[torch.Tensor]) -> None:
         self._weight = torch.cat(list(weights))
@@ -62,16 +63,14 @@ class JoinedWeight:
         return self._weight
 
 
-def form_of(weights: Sequence[torch.Tensor], quantization: Quantization | None) -> WeightForm | None:
+def form_of(weights: Sequence[torch.Tensor], quantization: Quantization | None, pages: HugePages) -> WeightForm | None:
     """The form that multiplies fastest, of those that are asked for; None where weights are best left as they are.
 
-    weights: [out, in] each, of layers that share their input.
+    weights: [out, in] each, of layers that share their input. pages: where those of a CPU go.
     """
-    if weights[0].device.type != "cpu":
-        return JoinedWeight(weights) if len(weights) > 1 else None
-    if any(weight.dtype is not torch.float32 for weight in weights):
-        return None
-    weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
-    if quantization == "int8":
-        return Int8Form(weight)
-    return PanelForm(weight) if use_numba(weight) else None
+    if weights[0].device.type == "cpu" and all(weight.dtype is torch.float32 for weight in weights):
+        if quantization == "int8":
+            return Int8Form(torch.cat(list(weights)), pages)
+        if use_numba(weights[0]):
+            return PanelForm(torch.cat(list(weights)), pages)
+    return JoinedWeight(weights) if len(weights) > 1 else None
