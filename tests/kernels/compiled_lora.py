@@ -18,7 +18,7 @@ def compilations(dtype: torch.dtype, *, is_amd: bool) -> list[Compilation]:
         _expand("shrunk", "*fp32", rows, dtype, members=3, is_amd=is_amd),
         _expand("token", "*i64", rows, dtype, members=1, is_amd=is_amd),
     ]
-    if dtype == torch.bfloat16:  # one dtype is enough for the forms that are a part of another, or drop its hints
+    if dtype == torch.float16:  # one dtype is enough for the forms that are a part of another, or drop its hints
         found += [
             _fused("fused up to rank 16", rows, dtype, 16, is_amd=is_amd),
             _fused("fused with odd sizes", rows, dtype, 64, is_amd=is_amd, scalars_divisible=False),
