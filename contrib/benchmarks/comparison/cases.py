@@ -73,6 +73,14 @@ CASES = (
         adapters=ADAPTER_NAMES,
         has_adapters=True,
     ),
+    Case(
+        name="many-adapters-shared",
+        title="the same, 4 requests for each adapter",
+        group="batch",
+        num_requests=4 * MANY_ADAPTERS,
+        adapters=ADAPTER_NAMES,
+        has_adapters=True,
+    ),
     Case(name="base-with-room", title="base, room for adapters", group="batch", has_adapters=True),
     Case(name="one-request", title="base, one request", group="one", num_requests=1),
     Case(

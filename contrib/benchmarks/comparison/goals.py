@@ -96,6 +96,7 @@ GOALS = (
     Goal("one adapter r64 / own base", _over("one-adapter", "base"), 0.93),
     Goal("8 adapters mixed / own base", _over("eight-adapters", "base"), 0.9),
     Goal("32 adapters on 8 slots / own base", _over("many-adapters", "base"), 0.75),
+    Goal("the same, 4 requests for each adapter / own base", _over("many-adapters-shared", "base"), 0.75),
     Goal("8 adapters mixed / PEFT mixed", _over("eight-adapters", "eight-adapters", "peft"), 3.0),
     Goal("base with room for adapters / without", _over("base-with-room", "base"), 0.98),
     Goal(

@@ -15,6 +15,7 @@ OWN_CASES = frozenset(
         "one-adapter",
         "eight-adapters",
         "many-adapters",
+        "many-adapters-shared",
         "base-with-room",
         "one-request",
         "one-request-int8",
