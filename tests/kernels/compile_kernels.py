@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import sys
 
+import compiled_attention
+import compiled_layers
 import compiled_lora
 import torch
 from compilation import registers, spills
 from triton.backends.compiler import GPUTarget
 
-REGISTRY = (compiled_lora.compilations,)  # a kernel that is not here is not shipped
+REGISTRY = (
+    compiled_attention.compilations,
+    compiled_layers.compilations,
+    compiled_lora.compilations,
+)  # a kernel that is not here is not shipped
 
 
 def main(name: str, *dtypes: str) -> None:
