@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from loramux_kernels.attention import ScoreRule
+from loramux_kernels.hopper import check_dot
 from loramux_kernels.prefill_batch import PrefillBatch
 
 # Reasons are in kernels/README.md; none of these sizes has been measured on a device yet. The weights, left side of
@@ -29,6 +30,9 @@ COMBINE: Final = {"num_warps": 4, "num_stages": 1}
 STORE: Final = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}
 TILE_BYTES: Final = 1 << 14  # of the keys or values of one step of a loop
 LOG2E: Final = tl.constexpr(1.4426950408889634)  # weights are powers of two
+
+for _name, _launch in (("paged_decode", DECODE), ("paged_prefill", PREFILL)):
+    check_dot(_name, block_m=_launch["BLOCK_M"], num_stages=_launch["num_stages"])
 
 # Lengths and tables change from step to step and lie anywhere: to compile for a multiple of 16 would bring nothing.
 VARYING: Final = ("table_width", "window")
