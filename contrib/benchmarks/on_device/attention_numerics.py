@@ -153,7 +153,6 @@ def _stores(case: Attention) -> bool:
     keys, values = (torch.zeros_like(cache) for cache in (case.keys, case.values))
     want_keys, want_values = keys.clone(), values.clone()
     for cache, rows in ((want_keys, key), (want_values, value)):
-        cache.flatten(0, 1)[slots[1:]] = rows[1:]
-    slots[0] = -1  # pads the batch
+        cache.flatten(0, 1)[slots] = rows
     store_kv(key, value, slots, keys, values)
     return torch.equal(keys, want_keys) and torch.equal(values, want_values)
