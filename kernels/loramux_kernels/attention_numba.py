@@ -14,59 +14,11 @@ import numpy as np
 
 from loramux_kernels.machine_numba import bits_float, exp, floats, inline, ints, loop, next_item
 from loramux_kernels.team import Loop
-from loramux_kernels.tiles_numba import (
-    COLUMNS,
-    LANES,
-    MAX_ROWS,
-    WIDE,
-    expand_1,
-    expand_2,
-    expand_3,
-    expand_4,
-    expand_narrow_1,
-    shrink_1,
-    shrink_2,
-    shrink_3,
-    shrink_4,
-)
+from loramux_kernels.tiles_numba import COLUMNS, LANES, WIDE, expand_float32, narrow_float32, shrink_float32
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
 NEVER = np.float32(-3e38)  # the score of a position that is not seen
-
-
-@inline
-def _add_scores(query: int, num_rows: int, key: int, last: int, ahead: int, scores: int, sizes: Any) -> None:
-    """Put query . key of 4 tokens, of which those after the `last` repeat it, into scores, for all rows of query."""
-    row = 0
-    while row + 4 <= num_rows and MAX_ROWS >= 4:
-        shrink_4(query + sizes[0] * row, key, last, ahead, scores + sizes[2] * row, sizes)
-        row += 4
-    if row + 3 <= num_rows and MAX_ROWS >= 4:
-        shrink_3(query + sizes[0] * row, key, last, ahead, scores + sizes[2] * row, sizes)
-        row += 3
-    while row + 2 <= num_rows:
-        shrink_2(query + sizes[0] * row, key, last, ahead, scores + sizes[2] * row, sizes)
-        row += 2
-    if row < num_rows:
-        shrink_1(query + sizes[0] * row, key, last, ahead, scores + sizes[2] * row, sizes)
-
-
-@inline
-def _add_values(weights: int, num_rows: int, value: int, ahead: int, out: int, sizes: Any) -> None:
-    """Add weights . values to 4 vectors of out, for all rows of weights."""
-    row = 0
-    while row + 4 <= num_rows and MAX_ROWS >= 4:
-        expand_4(weights + sizes[0] * row, value, 0, ahead, out + sizes[2] * row, sizes)
-        row += 4
-    if row + 3 <= num_rows and MAX_ROWS >= 4:
-        expand_3(weights + sizes[0] * row, value, 0, ahead, out + sizes[2] * row, sizes)
-        row += 3
-    while row + 2 <= num_rows:
-        expand_2(weights + sizes[0] * row, value, 0, ahead, out + sizes[2] * row, sizes)
-        row += 2
-    if row < num_rows:
-        expand_1(weights + sizes[0] * row, value, 0, ahead, out + sizes[2] * row, sizes)
 
 
 @inline
@@ -153,7 +105,7 @@ def paged_attention(group: int, dim: int, block_size: int, max_tokens: int) -> L
                     for t in range(0, num_seen, COLUMNS):
                         at = key + stride * t
                         last = num_seen - t - 1
-                        _add_scores(queries + 4 * dim * own, num_rows, at, last, at + ahead, scored + 4 * t, sizes)
+                        shrink_float32(queries + 4 * dim * own, num_rows, at, last, at + ahead, scored + 4 * t, sizes)
                     for r in range(num_rows):
                         stop = position + r // group + 1 - begin
                         first = max(0, stop - window) if window > 0 else 0
@@ -167,11 +119,10 @@ def paged_attention(group: int, dim: int, block_size: int, max_tokens: int) -> L
                     value = a[6] + offset + 4 * dim * head
                     sizes = (4 * width, stride, 4 * dim, num_seen)
                     for d in range(0, wide, WIDE):
-                        _add_values(scored, num_rows, value + 4 * d, ahead, results + 4 * (own * dim + d), sizes)
+                        expand_float32(scored, num_rows, value + 4 * d, 0, ahead, results + 4 * (own * dim + d), sizes)
                     for d in range(wide, dim, LANES):
-                        for r in range(num_rows):
-                            to = results + 4 * ((own + r) * dim + d)
-                            expand_narrow_1(scored + 4 * width * r, value + 4 * d, dim - d, ahead, to, sizes)
+                        to = results + 4 * (own * dim + d)
+                        narrow_float32(scored, num_rows, value + 4 * d, dim - d, ahead, to, sizes)
             for token in range(num_tokens):
                 for head in range(num_heads):
                     at = 4 * group * dim * (num_kv_heads * (row + token) + first_head + head)

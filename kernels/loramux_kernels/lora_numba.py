@@ -16,24 +16,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loramux_kernels.machine_numba import inline, ints, loop, next_item
+from loramux_kernels.machine_numba import ints, loop, next_item
 from loramux_kernels.segments import AnySegments
-from loramux_kernels.slot_weights import SlotWeights
+from loramux_kernels.slot_weights import ITEM_TYPES, SlotWeights
 from loramux_kernels.team import Loop
 from loramux_kernels.tiles_numba import (
     COLUMNS,
+    ITEM_NBYTES,
     LANES,
-    MAX_ROWS,
     WIDE,
-    expand_1,
-    expand_2,
-    expand_4,
-    expand_narrow_1,
-    expand_narrow_2,
-    expand_narrow_4,
-    shrink_1,
-    shrink_2,
-    shrink_4,
+    expand_bfloat16,
+    expand_float16,
+    expand_float32,
+    narrow_bfloat16,
+    narrow_float16,
+    narrow_float32,
+    shrink_bfloat16,
+    shrink_float16,
+    shrink_float32,
 )
 
 PIECE_ROWS = 64
@@ -43,124 +43,123 @@ SHORT = 1 << 16  # multiplications: a loop of fewer is done before a second thre
 ITEM = 10  # numbers of an item
 
 IntArray = npt.NDArray[np.int64]
-Member = tuple[tuple[int, ...], int, int]  # ranks of its slots, out_features, first column of y
+Member = tuple[tuple[int, ...], tuple[int, ...], int, int]  # by slot: ranks, types; out_features, first column of y
 Batch = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # slots, starts and lengths of segments
+Item = tuple[int, ...]
 
 
 def group(x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments: AnySegments, y: torch.Tensor) -> None:
     """The contract is `lora.lora_group`'s; the members have pairs, and rows lie as their elements follow each other."""
-    shapes = tuple((weights.ranks, weights.out_features, first) for weights, first in members)
+    shapes = tuple((weights.ranks, weights.item_types, weights.out_features, first) for weights, first in members)
     plan = cast("Plan | None", segments.plans.get(shapes))
     if plan is None:
         plan = segments.plans[shapes] = Plan.of(shapes, segments)
-    tables = [weights.float_table() for weights, _first in members]
-    shrunk = plan.shrunk.data_ptr()
-    work, stride = plan.work, 4 * plan.work.width
-    rows = (x.data_ptr(), 4 * x.stride(0), x.shape[1])
-    num_shrinks, num_expands = len(work.shrinks), len(work.expands)
-    shrink().run(num_shrinks, *rows, shrunk, stride, plan.shrinks, *tables, alone=work.rank_rows * x.shape[1] < SHORT)
-    results = (y.data_ptr(), 4 * y.stride(0))
-    expand().run(num_expands, shrunk, stride, *results, plan.expands, *tables, alone=work.expand_size < SHORT)
+    tables = [weights.host_table() for weights, _first in members]
+    shrunk, stride = plan.shrunk.data_ptr(), 4 * plan.work.width
+    rows, results = (x.data_ptr(), 4 * x.stride(0), x.shape[1]), (y.data_ptr(), 4 * y.stride(0))
+    for part in plan.work.parts:
+        is_short = part.rank_rows * x.shape[1] < SHORT
+        shrink(part.item_type).run(
+            len(part.shrinks), *rows, shrunk, stride, part.shrinks.ctypes.data, *tables, alone=is_short
+        )
+    for part in plan.work.parts:
+        is_short = part.expand_size < SHORT
+        expand(part.item_type).run(
+            len(part.expands), shrunk, stride, *results, part.expands.ctypes.data, *tables, alone=is_short
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """The items of both loops, [n, ITEM] each. width: columns of the intermediate, the members' side by side."""
+class Part:
+    """The items of both loops, [n, ITEM] each, for pairs of one of ITEM_TYPES."""
 
+    item_type: int
     shrinks: IntArray
     expands: IntArray
-    width: int
     rank_rows: int  # sum over rows of their ranks
     expand_size: int  # multiplications
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What there is to do for the pairs of each type. width: columns of the intermediate, the members' side by side."""
+
+    parts: tuple[Part, ...]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A group's work in one step, the addresses of its items, and the rows between the loops."""
+    """A group's work in one step, and the rows between the loops."""
 
     work: Work
-    shrinks: int
-    expands: int
     shrunk: torch.Tensor  # [num_rows, width]
 
     @classmethod
     def of(cls, members: tuple[Member, ...], segments: AnySegments) -> Plan:
         work = cut(members, (segments.slots, segments.starts, segments.lengths))
-        shrunk = torch.empty(segments.num_rows, work.width)
-        return cls(work, work.shrinks.ctypes.data, work.expands.ctypes.data, shrunk)
+        return cls(work, torch.empty(segments.num_rows, work.width))
 
 
 @functools.lru_cache(maxsize=64)
 def cut(members: tuple[Member, ...], batch: Batch) -> Work:
     """Cut the work of a group on a batch into items; kept, for the steps of a decode are alike."""
-    shrinks: list[tuple[int, ...]] = []
-    expands: list[tuple[int, ...]] = []
-    column = rank_rows = expand_size = 0
-    for member, (ranks, out_features, y_column) in enumerate(members):
+    columns: list[int] = []
+    width = 0
+    for ranks, _types, _out_features, _first in members:
+        columns.append(width)
+        max_rank = max((ranks[slot] for slot in batch[0]), default=0)
+        width += -(-max_rank // COLUMNS) * COLUMNS  # a tile writes all of its columns
+    present = {types[slot] for ranks, types, _out, _first in members for slot in batch[0] if ranks[slot]}
+    return Work(tuple(_cut_part(item_type, members, columns, batch) for item_type in sorted(present)), width)
+
+
+def _cut_part(item_type: int, members: tuple[Member, ...], columns: Sequence[int], batch: Batch) -> Part:
+    shrinks: list[Item] = []
+    expands: list[Item] = []
+    rank_rows = expand_size = 0
+    for member, (ranks, types, out_features, y_column) in enumerate(members):
         for slot, start, length in zip(*batch, strict=True):
-            rank = ranks[slot]
+            rank = ranks[slot] if types[slot] == item_type else 0
             rank_rows += length * rank
             expand_size += length * rank * out_features
             for first in range(start, start + length if rank else start, PIECE_ROWS):
                 rows = min(PIECE_ROWS, start + length - first)
                 shrinks += [
-                    (slot, member, first, rows, j, min(PIECE_RANK, rank - j), column, 0, 0, 0)
+                    (slot, member, first, rows, j, min(PIECE_RANK, rank - j), columns[member], 0, 0, 0)
                     for j in range(0, rank, PIECE_RANK)
                 ]
                 pair = len(ranks) + slot  # B is in the second row of the table
+                head = (pair, member, first, rows, rank, columns[member], out_features)
                 expands += [
-                    (
-                        pair,
-                        member,
-                        first,
-                        rows,
-                        rank,
-                        column,
-                        out_features,
-                        o,
-                        min(PIECE_WIDTH, out_features - o),
-                        y_column,
-                    )
+                    (*head, o, min(PIECE_WIDTH, out_features - o), y_column)
                     for o in range(0, out_features, PIECE_WIDTH)
                 ]
-        max_rank = max((ranks[slot] for slot in batch[0]), default=0)
-        column += -(-max_rank // COLUMNS) * COLUMNS  # a tile writes all of its columns
-    return Work(
+    return Part(
+        item_type,
         _largest_first(shrinks, lambda item: item[3] * item[5]),
         _largest_first(expands, lambda item: item[3] * item[4] * item[8]),
-        column,
         rank_rows,
         expand_size,
     )
 
 
-def _largest_first(items: list[tuple[int, ...]], size: Callable[[tuple[int, ...]], int]) -> IntArray:
+def _largest_first(items: list[Item], size: Callable[[Item], int]) -> IntArray:
     return np.array(sorted(items, key=size, reverse=True), dtype=np.int64).reshape(-1, ITEM)
 
 
-@inline
-def _shrink_columns(x: int, num_rows: int, a: int, last: int, ahead: int, out: int, sizes: Any) -> None:
-    """All rows by the 4 rows of A at an address; `sizes` as the tiles have them."""
-    row = 0
-    while row + 4 <= num_rows and MAX_ROWS >= 4:
-        shrink_4(x + sizes[0] * row, a, last, ahead, out + sizes[2] * row, sizes)
-        row += 4
-        ahead = x + sizes[0] * (row + 4)
-    while row + 2 <= num_rows:
-        shrink_2(x + sizes[0] * row, a, last, ahead, out + sizes[2] * row, sizes)
-        row += 2
-        ahead = x + sizes[0] * (row + 2)
-    if row < num_rows:
-        shrink_1(x + sizes[0] * row, a, last, ahead, out + sizes[2] * row, sizes)
-
-
 @functools.cache
-def shrink() -> Loop:
-    """Arguments: x, its stride, in_features, shrunk, its stride, items, then the members' tables."""
+def shrink(item_type: int) -> Loop:
+    """A loop for pairs of one of ITEM_TYPES.
+
+    Arguments: x, its stride, in_features, shrunk, its stride, items, then the members' tables.
+    """
+    nbytes = ITEM_NBYTES[ITEM_TYPES[item_type]]
 
     def lora_shrink_loop(a: Any) -> None:
         in_features, items = a[4], ints(a[7], ITEM * a[1])
-        stride = 4 * in_features
+        stride = nbytes * in_features
+        sizes = (a[3], stride, a[6], in_features)
         while True:
             item = ITEM * next_item(a)
             if item >= ITEM * a[1]:
@@ -170,45 +169,24 @@ def shrink() -> Loop:
             weights = ints(a[8 + member], pair + 1)[pair] + stride * start
             for j in range(0, rank, COLUMNS):
                 ahead = weights + stride * (j + COLUMNS if j + 2 * COLUMNS <= rank else j)
-                sizes = (a[3], stride, a[6], in_features)
-                _shrink_columns(x, num_rows, weights + stride * j, rank - j - 1, ahead, out + 4 * j, sizes)
+                rows_of_a, last, to = weights + stride * j, rank - j - 1, out + 4 * j
+                if item_type == 0:
+                    shrink_float32(x, num_rows, rows_of_a, last, ahead, to, sizes)
+                elif item_type == 1:
+                    shrink_float16(x, num_rows, rows_of_a, last, ahead, to, sizes)
+                else:
+                    shrink_bfloat16(x, num_rows, rows_of_a, last, ahead, to, sizes)
 
     return Loop(loop(lora_shrink_loop))
 
 
-@inline
-def _expand_columns(s: int, num_rows: int, b: int, ahead: int, y: int, sizes: Any) -> None:
-    """All rows by the 4 vectors of B.T at an address."""
-    row = 0
-    while row + 4 <= num_rows and MAX_ROWS >= 4:
-        expand_4(s + sizes[0] * row, b, 0, ahead, y + sizes[2] * row, sizes)
-        ahead = 0
-        row += 4
-    while row + 2 <= num_rows:
-        expand_2(s + sizes[0] * row, b, 0, ahead, y + sizes[2] * row, sizes)
-        ahead = 0
-        row += 2
-    if row < num_rows:
-        expand_1(s + sizes[0] * row, b, 0, ahead, y + sizes[2] * row, sizes)
-
-
-@inline
-def _expand_narrow(s: int, num_rows: int, b: int, width: int, y: int, sizes: Any) -> None:
-    """All rows by the first `width` columns, at most a vector, of B.T at an address."""
-    row = 0
-    while row + 4 <= num_rows and MAX_ROWS >= 4:
-        expand_narrow_4(s + sizes[0] * row, b, width, 0, y + sizes[2] * row, sizes)
-        row += 4
-    while row + 2 <= num_rows:
-        expand_narrow_2(s + sizes[0] * row, b, width, 0, y + sizes[2] * row, sizes)
-        row += 2
-    if row < num_rows:
-        expand_narrow_1(s + sizes[0] * row, b, width, 0, y + sizes[2] * row, sizes)
-
-
 @functools.cache
-def expand() -> Loop:
-    """Arguments: shrunk, its stride, y, its stride, items, then the members' tables."""
+def expand(item_type: int) -> Loop:
+    """A loop for pairs of one of ITEM_TYPES.
+
+    Arguments: shrunk, its stride, y, its stride, items, then the members' tables.
+    """
+    nbytes = ITEM_NBYTES[ITEM_TYPES[item_type]]
 
     def lora_expand_loop(a: Any) -> None:
         items = ints(a[6], ITEM * a[1])
@@ -218,13 +196,25 @@ def expand() -> Loop:
                 break
             pair, member, first, num_rows, rank, column, out_features, start, width, y_column = items[item : item + 10]
             s, y = a[2] + a[3] * first + 4 * column, a[4] + a[5] * first + 4 * (y_column + start)
-            weights = ints(a[7 + member], pair + 1)[pair] + 4 * start
-            sizes = (a[3], 4 * out_features, a[5], rank)
+            weights = ints(a[7 + member], pair + 1)[pair] + nbytes * start
+            sizes = (a[3], nbytes * out_features, a[5], rank)
             whole = width - width % WIDE
             for o in range(0, whole, WIDE):
-                ahead = 4 * WIDE if o + 2 * WIDE <= whole else 0
-                _expand_columns(s, num_rows, weights + 4 * o, ahead, y + 4 * o, sizes)
+                ahead = nbytes * WIDE if o + 2 * WIDE <= whole else 0
+                columns_of_b, to = weights + nbytes * o, y + 4 * o
+                if item_type == 0:
+                    expand_float32(s, num_rows, columns_of_b, 0, ahead, to, sizes)
+                elif item_type == 1:
+                    expand_float16(s, num_rows, columns_of_b, 0, ahead, to, sizes)
+                else:
+                    expand_bfloat16(s, num_rows, columns_of_b, 0, ahead, to, sizes)
             for o in range(whole, width, LANES):
-                _expand_narrow(s, num_rows, weights + 4 * o, width - o, y + 4 * o, sizes)
+                columns_of_b, to = weights + nbytes * o, y + 4 * o
+                if item_type == 0:
+                    narrow_float32(s, num_rows, columns_of_b, width - o, 0, to, sizes)
+                elif item_type == 1:
+                    narrow_float16(s, num_rows, columns_of_b, width - o, 0, to, sizes)
+                else:
+                    narrow_bfloat16(s, num_rows, columns_of_b, width - o, 0, to, sizes)
 
     return Loop(loop(lora_expand_loop))

@@ -322,7 +322,12 @@ def _precision(left: Literal["x", "shrunk", "token"], dtype: torch.dtype) -> str
 
 
 def _arguments(members: Sequence[tuple[SlotWeights, int]]) -> tuple[tuple[torch.Tensor, ...], Ints, Ints]:
-    """Every member's table, first column of y, and width."""
+    """Every member's table, first column of y, and width.
+
+    Raises RuntimeError for 16-bit pairs beside float32 rows, which only the forms of a CPU read.
+    """
+    if any(any(weights.item_types) for weights, _first in members):
+        raise RuntimeError("Triton's kernels read pairs of the rows' dtype, and some here are of 16 bits")
     return (
         tuple(weights.table() for weights, _first in members),
         tuple(first for _weights, first in members),

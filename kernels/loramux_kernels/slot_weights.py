@@ -13,6 +13,11 @@ from loramux_kernels.slot_table import SlotTable
 
 ALIGNMENT = 16  # bytes; the kernels load vectors of as many from the address of a tensor on
 
+ITEM_TYPES = ("float32", "float16", "bfloat16")
+"""What the numbers of a pair may be where rows are float32 on a CPU: 16-bit ones become float32 as they are read."""
+
+_16_BIT = (torch.float16, torch.bfloat16)
+
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -21,6 +26,8 @@ class SlotWeights:
 
     In memory A lies as it is and B transposed: both as `rank` rows. The delta of a row is `(x @ A.T) @ B.T`: the owner
     has folded the scaling into B. `set` and `clear` may run between steps only, on the thread that runs the ops.
+
+    Pairs are of the rows' dtype. Where rows are float32 on a CPU they may also be float16 or bfloat16, A and B alike.
 
     max_rank: the highest rank that a slot may ever hold; launches are made for it. table: where the kernels of this and
     of other modules find their pairs, this one's under the index `module`; without one it has a table of its own.
@@ -47,14 +54,14 @@ class SlotWeights:
         self.device = torch.device(device)
         self.max_rank = max_rank
         self.ranks: tuple[int, ...] = (0,) * num_slots
+        self.item_types: tuple[int, ...] = (0,) * num_slots  # of ITEM_TYPES, where rows are float32 on a CPU
         self.highest_rank = 0  # of those present
         self._pairs: list[Pair | None] = [None] * num_slots
         self._transposed: list[Pair | None] = [None] * num_slots
         self._table = SlotTable(1, num_slots, self.device) if table is None else table
         self._module = module
-        self._float_table = np.zeros((2, num_slots), dtype=np.int64)
-        self._float_table_address: int = self._float_table.ctypes.data
-        self._float_table_is_stale = False
+        self._host_table = np.zeros((2, num_slots), dtype=np.int64)
+        self._host_table_address: int = self._host_table.ctypes.data
 
     def set(self, slot: int, a: torch.Tensor | None, b: torch.Tensor | None) -> None:
         """Place a pair in a slot; None or rank 0 means that the slot's adapter does not change this module.
@@ -72,6 +79,8 @@ class SlotWeights:
             raise ValueError(f"slot {slot}: rank {rank} is beyond the module's highest, {self.max_rank}")
         self._check(slot, "A", a, (rank, self.in_features))
         self._check(slot, "B", b, (self.out_features, rank))
+        if a.dtype != b.dtype:
+            raise ValueError(f"slot {slot}: A is {a.dtype}, B {b.dtype}")
         if not a.is_contiguous() or not b.t().is_contiguous():
             strides = f"A has strides {a.stride()}, B {b.stride()}"
             raise ValueError(f"slot {slot}: A must be contiguous, B the transpose of a contiguous tensor; {strides}")
@@ -90,6 +99,10 @@ class SlotWeights:
         """B [out_features, rank] of a slot, None where it has no pair."""
         pair = self._pairs[slot]
         return None if pair is None else pair[1]
+
+    @property
+    def _may_be_16_bit(self) -> bool:
+        return self.dtype is torch.float32 and self.device.type == "cpu"
 
     def rank(self, slot: int) -> int:
         """Rank of a slot's pair, 0 where it has none."""
@@ -115,13 +128,9 @@ class SlotWeights:
         self._table.flip()
         return self._table.tensor[self._module, :, : self.num_slots]
 
-    def float_table(self) -> int:
-        """The address of int64 [2, num_slots] on the host: those of every A [rank, in] and B.T [rank, out], float32."""
-        if self._float_table_is_stale:
-            pairs = [self.transposed(slot) if rank else None for slot, rank in enumerate(self.ranks)]
-            self._float_table[:] = [[pair[i].data_ptr() if pair else 0 for pair in pairs] for i in (0, 1)]
-            self._float_table_is_stale = False
-        return self._float_table_address
+    def host_table(self) -> int:
+        """The address of int64 [2, num_slots] on the host: those of every A [rank, in] and B.T [rank, out] on a CPU."""
+        return self._host_table_address
 
     def _place(self, slot: int, pair: Pair | None) -> None:
         if not 0 <= slot < self.num_slots:
@@ -131,14 +140,17 @@ class SlotWeights:
         self._transposed[slot] = None
         self.ranks = (*self.ranks[:slot], rank, *self.ranks[slot + 1 :])
         self.highest_rank = max(self.ranks)
-        self._float_table_is_stale = True
         a, b = (0, 0) if pair is None else (pair[0].data_ptr(), pair[1].data_ptr())
+        self._host_table[:, slot] = a, b
+        if self._may_be_16_bit:
+            item_type = 0 if pair is None else ITEM_TYPES.index(str(pair[0].dtype).removeprefix("torch."))
+            self.item_types = (*self.item_types[:slot], item_type, *self.item_types[slot + 1 :])
         self._table.set(self._module, slot, a=a, b=b, rank=rank)
 
     def _check(self, slot: int, name: str, tensor: torch.Tensor, shape: tuple[int, int]) -> None:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"slot {slot}: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        if tensor.dtype != self.dtype:
+        if tensor.dtype != self.dtype and not (self._may_be_16_bit and tensor.dtype in _16_BIT):
             raise ValueError(f"slot {slot}: {name} is {tensor.dtype}, the module's rows are {self.dtype}")
         if tensor.device.type != self.device.type:
             raise ValueError(f"slot {slot}: {name} is on {tensor.device}, the module is on {self.device}")

@@ -8,6 +8,7 @@ neighbours change: so a row is the same to the bit alone and in any batch. Addre
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,11 @@ from numba.extending import intrinsic
 
 _HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if _HAS_AVX512 else 8
-MAX_ROWS = 4 if _HAS_AVX512 else 2  # of a tile: with 4 columns, the accumulators take half of the registers
+ROWS = (4, 3, 2, 1) if _HAS_AVX512 else (2, 1)  # of a tile: with 4 columns, accumulators take half of the registers
 COLUMNS = 4
 WIDE = COLUMNS * LANES  # columns of an expand's tile
+
+ITEM_NBYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # what weights may be
 
 _FLOAT = ir.FloatType()
 _BYTE = ir.IntType(8)
@@ -63,6 +66,26 @@ class Emitter:
             f"llvm.masked.load.v{LANES}f32.p0", _VECTOR, [ir.PointerType(_VECTOR), _INT32, _MASK, _VECTOR]
         )
         return self.builder.call(function, [pointer, ir.Constant(_INT32, 4), mask, ZEROS])
+
+    def load_weights(self, item_type: str, address: Any, mask: Any = None) -> Any:
+        """Numbers of a weight, of an ITEM_NBYTES type, as a vector of floats; zeros where the mask is off."""
+        if item_type == "float32":
+            return self.load(address, mask)
+        item = ir.HalfType() if item_type == "float16" else ir.IntType(16)
+        vector, suffix = ir.VectorType(item, LANES), "f16" if item_type == "float16" else "i16"
+        pointer = self.pointer(address, vector)
+        if mask is None:
+            numbers = self.builder.load(pointer, align=2)
+        else:
+            kinds = [ir.PointerType(vector), _INT32, _MASK, vector]
+            function = self.declare(f"llvm.masked.load.v{LANES}{suffix}.p0", vector, kinds)
+            numbers = self.builder.call(function, [pointer, ir.Constant(_INT32, 2), mask, ir.Constant(vector, None)])
+        if item_type == "float16":
+            return self.builder.fpext(numbers, _VECTOR)
+        wide = ir.VectorType(_INT32, LANES)  # a bfloat16 is the high half of a float32
+        return self.builder.bitcast(
+            self.builder.shl(self.builder.zext(numbers, wide), ir.Constant(wide, [16] * LANES)), _VECTOR
+        )
 
     def load_int8(self, address: Any) -> Any:
         """The int8 numbers at an address as a vector of floats."""
@@ -156,84 +179,113 @@ class Emitter:
         return self.builder.fadd(self.shuffle(x, y, low), self.shuffle(x, y, high))
 
 
-def _shrink_tile(rows: int) -> Any:
-    """out[row, column] = x[row] . a[column], for 4 columns, of which those after the `last` repeat it.
+def _in_tiles(
+    emit: Emitter, num_rows: Any, places: list[Any], tile: Callable[[int, Any, list[Any]], list[Any]]
+) -> None:
+    """Run `tile(rows, index, places)`, which returns the places of the following rows, until all rows are done."""
+    for rows in ROWS:
+        times = emit.builder.sdiv(num_rows, emit.int64(rows))
+        places = emit.repeat(times, places, functools.partial(tile, rows))
+        num_rows = emit.builder.srem(num_rows, emit.int64(rows))
 
-    `ahead` is where the next 4 rows lie that will be needed, of a or of x. Sizes: strides of x, a and out, and the
-    length of a row.
+
+def _shrink(item_type: str) -> Any:
+    """out[row, column] = x[row] . a[column] of all rows, for 4 columns, of which those after the `last` repeat it.
+
+    a: numbers of a type of ITEM_NBYTES. `ahead` is where the next 4 rows of a lie that will be needed; they are fetched
+    by the first tile, rows of x by the others. Sizes: strides of x, a and out, and the length of a row.
     """
+    nbytes = ITEM_NBYTES[item_type]
 
     @intrinsic
-    def tile(_context: Any, x: Any, a: Any, last: Any, ahead: Any, out: Any, sizes: Any) -> Any:
+    def shrink(_context: Any, x: Any, num_rows: Any, a: Any, last: Any, ahead: Any, out: Any, sizes: Any) -> Any:
         def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            x, a, last, ahead, out, sizes = arguments
+            x, num_rows, a, last, ahead, out, sizes = arguments
             x_stride, a_stride, out_stride, count = cgutils.unpack_tuple(builder, sizes)
             emit = Emitter(builder)
-            x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
             a_rows = [emit.at(a, emit.minimum(column, last), a_stride) for column in range(COLUMNS)]
-            ahead_rows = [emit.at(ahead, emit.int64(row), a_stride) for row in range(COLUMNS)]
+            num_whole, num_rest = builder.sdiv(count, emit.int64(LANES)), builder.srem(count, emit.int64(LANES))
+            rest = emit.first_lanes(num_rest)
 
-            def step(offset: Any, totals: list[Any], mask: Any = None) -> list[Any]:
-                ours = [emit.load(builder.add(row, offset), mask) for row in a_rows]
-                for row in ahead_rows:
-                    emit.prefetch(builder.add(row, offset))
-                theirs = [emit.load(builder.add(row, offset), mask) for row in x_rows]
-                return [emit.fma(theirs[i // COLUMNS], ours[i % COLUMNS], total) for i, total in enumerate(totals)]
+            def tile(rows: int, _index: Any, places: list[Any]) -> list[Any]:
+                x, out, ahead = places
+                x_rows = [emit.at(x, emit.int64(row), x_stride) for row in range(rows)]
+                ahead_rows = [emit.at(ahead, emit.int64(row), a_stride) for row in range(COLUMNS)]
 
-            nbytes, lanes = emit.int64(4 * LANES), emit.int64(LANES)
-            num_whole, num_rest = builder.sdiv(count, lanes), builder.srem(count, lanes)
-            totals = emit.repeat(num_whole, [ZEROS] * (rows * COLUMNS), lambda i, t: step(builder.mul(i, nbytes), t))
-            end, mask = builder.mul(num_whole, nbytes), emit.first_lanes(num_rest)
-            totals = emit.repeat(emit.minimum(1, num_rest), totals, lambda _i, t: step(end, t, mask))
-            for row in range(rows):
-                sums = emit.sums(totals[row * COLUMNS : (row + 1) * COLUMNS])
-                address = emit.at(out, emit.int64(row), out_stride)
-                builder.store(sums, emit.pointer(address, sums.type), align=4)
+                def step(index: Any, totals: list[Any], mask: Any = None) -> list[Any]:
+                    offset = builder.mul(index, emit.int64(nbytes * LANES))
+                    ours = [emit.load_weights(item_type, builder.add(row, offset), mask) for row in a_rows]
+                    for row in ahead_rows:
+                        emit.prefetch(builder.add(row, offset))
+                    theirs = [emit.load(emit.at(row, index, emit.int64(4 * LANES)), mask) for row in x_rows]
+                    return [emit.fma(theirs[i // COLUMNS], ours[i % COLUMNS], total) for i, total in enumerate(totals)]
+
+                totals = emit.repeat(num_whole, [ZEROS] * (rows * COLUMNS), step)
+                totals = emit.repeat(emit.minimum(1, num_rest), totals, lambda _i, t: step(num_whole, t, rest))
+                for row in range(rows):
+                    sums = emit.sums(totals[row * COLUMNS : (row + 1) * COLUMNS])
+                    address = emit.at(out, emit.int64(row), out_stride)
+                    builder.store(sums, emit.pointer(address, sums.type), align=4)
+                x, out = emit.at(x, emit.int64(rows), x_stride), emit.at(out, emit.int64(rows), out_stride)
+                return [x, out, emit.at(x, emit.int64(rows), x_stride)]
+
+            _in_tiles(emit, num_rows, [x, out, ahead], tile)
             return target.get_dummy_value()
 
-        return types.void(x, a, last, ahead, out, sizes), generate
+        return types.void(x, num_rows, a, last, ahead, out, sizes), generate
 
-    return tile
+    return shrink
 
 
-def _expand_tile(rows: int, columns: int) -> Any:
-    """y[row, :] += sum over j of s[row, j] * b[j, :], on `columns` vectors, or on the first `width` lanes of one.
+def _expand(item_type: str, columns: int) -> Any:
+    """y[row, :] += sum over j of s[row, j] * b[j, :] of all rows, on `columns` vectors, or the first lanes of one.
 
-    `ahead` is how much further on in `b` to prefetch; of y, the rows that follow are. Sizes: strides of s, b and y,
-    and the rank.
+    b: numbers of a type of ITEM_NBYTES; width: how many lanes, where it is one vector. `ahead` is how much further on
+    in `b` the first tile is to fetch; of y, the rows that follow are. Sizes: strides of s, b and y, and the rank.
     """
+    nbytes = ITEM_NBYTES[item_type]
 
     @intrinsic
-    def tile(_context: Any, s: Any, b: Any, width: Any, ahead: Any, y: Any, sizes: Any) -> Any:
+    def expand(_context: Any, s: Any, num_rows: Any, b: Any, width: Any, ahead: Any, y: Any, sizes: Any) -> Any:
         def generate(target: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            s, b, width, ahead, y, sizes = arguments
+            s, num_rows, b, width, ahead, y, sizes = arguments
             s_stride, b_stride, y_stride, rank = cgutils.unpack_tuple(builder, sizes)
             emit = Emitter(builder)
-            s_rows = [emit.at(s, emit.int64(row), s_stride) for row in range(rows)]
-            offsets = [emit.int64(4 * LANES * column) for column in range(columns)]
+            starts = [emit.int64(LANES * nbytes * column) for column in range(columns)]
+            offsets = [emit.int64(LANES * 4 * column) for column in range(columns)]
             mask = emit.first_lanes(width) if columns == 1 else None
 
-            def step(j: Any, totals: list[Any]) -> list[Any]:
-                start = emit.at(b, j, b_stride)
-                ours = [emit.load(builder.add(start, offset), mask) for offset in offsets]
-                for offset in offsets:
-                    emit.prefetch(builder.add(builder.add(start, offset), ahead))
-                theirs = [emit.broadcast(emit.at(row, j, emit.int64(4))) for row in s_rows]
-                return [emit.fma(theirs[i // columns], ours[i % columns], total) for i, total in enumerate(totals)]
+            def tile(rows: int, _index: Any, places: list[Any]) -> list[Any]:
+                s, y, ahead = places
+                s_rows = [emit.at(s, emit.int64(row), s_stride) for row in range(rows)]
 
-            for row in range(rows, 2 * rows):
-                for offset in offsets:
-                    emit.prefetch(builder.add(emit.at(y, emit.int64(row), y_stride), offset))
-            totals = emit.repeat(rank, [ZEROS] * (rows * columns), step)
-            for i, total in enumerate(totals):
-                row = emit.at(y, emit.int64(i // columns), y_stride)
-                address = builder.add(row, offsets[i % columns])
-                emit.store(builder.fadd(emit.load(address, mask), total), address, mask)
+                def step(j: Any, totals: list[Any]) -> list[Any]:
+                    row_of_b = emit.at(b, j, b_stride)
+                    ours = [emit.load_weights(item_type, builder.add(row_of_b, start), mask) for start in starts]
+                    for start in starts:
+                        emit.prefetch(builder.add(builder.add(row_of_b, start), ahead))
+                    theirs = [emit.broadcast(emit.at(row, j, emit.int64(4))) for row in s_rows]
+                    return [emit.fma(theirs[i // columns], ours[i % columns], total) for i, total in enumerate(totals)]
+
+                for row in range(rows, 2 * rows):
+                    for offset in offsets:
+                        emit.prefetch(builder.add(emit.at(y, emit.int64(row), y_stride), offset))
+                totals = emit.repeat(rank, [ZEROS] * (rows * columns), step)
+                for i, total in enumerate(totals):
+                    address = builder.add(emit.at(y, emit.int64(i // columns), y_stride), offsets[i % columns])
+                    emit.store(builder.fadd(emit.load(address, mask), total), address, mask)
+                return [
+                    emit.at(s, emit.int64(rows), s_stride),
+                    emit.at(y, emit.int64(rows), y_stride),
+                    emit.int64(0),
+                ]
+
+            _in_tiles(emit, num_rows, [s, y, ahead], tile)
             return target.get_dummy_value()
 
-        return types.void(s, b, width, ahead, y, sizes), generate
+        return types.void(s, num_rows, b, width, ahead, y, sizes), generate
 
-    return tile
+    return expand
 
 
 @intrinsic
@@ -278,6 +330,6 @@ def rotate(_context: Any, low: Any, high: Any, cos: Any, sin: Any, half: Any) ->
     return types.void(low, high, cos, sin, half), generate
 
 
-shrink_4, shrink_3, shrink_2, shrink_1 = (_shrink_tile(rows) for rows in (4, 3, 2, 1))
-expand_4, expand_3, expand_2, expand_1 = (_expand_tile(rows, COLUMNS) for rows in (4, 3, 2, 1))
-expand_narrow_4, expand_narrow_2, expand_narrow_1 = (_expand_tile(rows, 1) for rows in (4, 2, 1))
+shrink_float32, shrink_float16, shrink_bfloat16 = (_shrink(item_type) for item_type in ITEM_NBYTES)
+expand_float32, expand_float16, expand_bfloat16 = (_expand(item_type, COLUMNS) for item_type in ITEM_NBYTES)
+narrow_float32, narrow_float16, narrow_bfloat16 = (_expand(item_type, 1) for item_type in ITEM_NBYTES)

@@ -68,8 +68,16 @@ def test_any_width_and_rank_is_served(features: tuple[int, int], num_rows: int) 
 @pytest.mark.parametrize("backend", ["numba"], indirect=True)  # torch's sums go by the shape of the batch
 @pytest.mark.parametrize("num_neighbours", [1, 2, 3, 63, 200])
 @pytest.mark.parametrize("features", [(72, 104), (576, 577)], ids=str)
-def test_a_row_alone_has_the_bits_it_has_in_any_batch(features: tuple[int, int], num_neighbours: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_alone_has_the_bits_it_has_in_any_batch(
+    features: tuple[int, int], num_neighbours: int, dtype: torch.dtype
+) -> None:
     batch = make_batch("skewed", num_neighbours + 30, (17, 8, 64), features)
+    for slot in range(3):
+        a, b = batch.weights.a(slot), batch.weights.b(slot)
+        assert a is not None
+        assert b is not None
+        batch.weights.set(slot, a.to(dtype), b.t().contiguous().to(dtype).t())
     before = batch.y.clone()
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
     for row, slot in enumerate(slot_of_rows(batch.segments)):
@@ -77,6 +85,21 @@ def test_a_row_alone_has_the_bits_it_has_in_any_batch(features: tuple[int, int],
             alone = before[row : row + 1].clone()
             lora_linear(batch.x[row : row + 1], batch.weights, Segments((slot,), (0,), (1,), 1), alone)
             assert torch.equal(alone[0], batch.y[row])
+
+
+@pytest.mark.parametrize("features", [(72, 104), (577, 70)], ids=str)
+@pytest.mark.parametrize("mix", MIXES)
+def test_float32_rows_are_served_pairs_of_any_width_side_by_side(mix: str, features: tuple[int, int]) -> None:
+    """What is 16-bit becomes float32 as it is read: the sums are those of the numbers that are there."""
+    batch = make_batch(mix, 63, (17, 8, 64, 5, 33), features)
+    for slot, dtype in ((0, torch.float16), (2, torch.bfloat16), (3, torch.bfloat16), (4, torch.float16)):
+        a, b = batch.weights.a(slot), batch.weights.b(slot)
+        assert a is not None
+        assert b is not None
+        batch.weights.set(slot, a.to(dtype), b.t().contiguous().to(dtype).t())
+    want = true_expand(true_shrink(batch), batch)
+    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    assert_matches("y", batch.y, want, torch.float32)
 
 
 @pytest.mark.parametrize("mix", MIXES)

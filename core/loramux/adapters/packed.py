@@ -53,8 +53,10 @@ class PackedAdapter:
 def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> PackedAdapter:
     """Cast an adapter to the serving dtype, in host memory; in pinned memory where it will serve on a GPU.
 
-    The scaling is multiplied in float32 before the cast.
+    The scaling is multiplied in float32 before the cast. Where the dtype is float32 on a CPU, an adapter of 16-bit
+    numbers stays one, if the scaling keeps them exact: half of the memory, and half of the reads in every step.
     """
+    dtype = _narrowest(weights, dtype, device)
     unit = ALIGNMENT // dtype.itemsize
     sizes = [tensor.numel() for module in weights.modules.values() for tensor in (module.a, module.b)]
     starts = list(accumulate((-(-size // unit) * unit for size in sizes), initial=0))
@@ -67,6 +69,19 @@ def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> P
         b.copy_(module.b.to(torch.float32) * module.scaling)
         modules[path] = PackedModule(a, b)
     return PackedAdapter(weights.name, weights.digest, slab, modules, weights.max_rank)
+
+
+def _narrowest(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The adapter's own 16-bit dtype where it holds everything exactly and can be served; else `dtype`."""
+    modules = weights.modules.values()
+    dtypes = {tensor.dtype for module in modules for tensor in (module.a, module.b)}
+    if dtype is not torch.float32 or device.type != "cpu" or len(dtypes) != 1:
+        return dtype
+    (own,) = dtypes
+    if own not in (torch.float16, torch.bfloat16):
+        return dtype
+    scaled = (module.b.float() * module.scaling for module in modules if module.scaling != 1)
+    return own if all(torch.equal(b, b.to(own).float()) for b in scaled) else dtype
 
 
 def _view(slab: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

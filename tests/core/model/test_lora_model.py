@@ -90,6 +90,33 @@ def test_packing_folds_the_scaling_into_b_and_keeps_one_slab() -> None:
     assert adapter.nbytes == 4 * (64 + 96) * 4
 
 
+@pytest.mark.parametrize(
+    ("stored", "scaling", "serving", "device", "kept"),
+    [
+        (("float16", "float16"), 1.0, "float32", "cpu", "float16"),
+        (("bfloat16", "bfloat16"), 4.0, "float32", "cpu", "bfloat16"),
+        (("float16", "float16"), 1 / 3, "float32", "cpu", "float32"),  # no longer exact
+        (("bfloat16", "float16"), 1.0, "float32", "cpu", "float32"),
+        (("float32", "float32"), 1.0, "float32", "cpu", "float32"),
+        (("float16", "float16"), 1.0, "bfloat16", "cpu", "bfloat16"),
+        (("float16", "float16"), 1.0, "float32", "meta", "float32"),  # a GPU's kernels read the dtype of the rows
+    ],
+)
+def test_an_adapter_of_16_bits_stays_one_where_nothing_is_lost(
+    stored: tuple[str, str], scaling: float, serving: str, device: str, kept: str
+) -> None:
+    a, b = (
+        torch.randn(shape).to(getattr(torch, dtype)) for shape, dtype in zip(((4, 64), (96, 4)), stored, strict=True)
+    )
+    weights = AdapterWeights("a", "a", {UP: ModuleWeights(a, b, scaling)}, 0)
+    adapter = pack(weights, getattr(torch, serving), torch.device(device))
+    module = adapter.modules[UP]
+    assert adapter.slab.dtype is getattr(torch, kept)
+    if serving == "float32":
+        assert torch.equal(module.a.float(), a.float())
+        assert torch.equal(module.b.float(), b.float() * scaling)
+
+
 @pytest.mark.parametrize("rank", [1, 4, 17])
 def test_every_tensor_of_a_slab_begins_at_a_multiple_of_256_bytes(rank: int) -> None:
     """B lies as its transpose, so that no rank moves the rows of either off the vectors that kernels load."""
