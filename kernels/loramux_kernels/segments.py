@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 PIECE_ROWS: Final = 16  # rows of one item of work; the tiles of every Triton kernel are as high
+NUM_LAUNCH_COUNTERS: Final = 2  # of a launch as a whole, before those of its pieces
 
 IntArray = npt.NDArray[np.int32]
 
@@ -64,10 +65,24 @@ class Segments:
 
     def work(self, device: torch.device) -> torch.Tensor:
         """The pieces on the device, and nothing else; copied once per batch, from pinned memory to a GPU."""
+        return self._on(device)[0]
+
+    def counters(self, device: torch.device) -> torch.Tensor:
+        """int32 [NUM_LAUNCH_COUNTERS + pieces]: by what the programs of one launch wait for each other.
+
+        All 0 before a launch and after it, so that the next one finds them so: launches of one batch are on one stream.
+        """
+        return self._on(device)[1]
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if device not in self.plans:
-            host = torch.from_numpy(self.pieces())
-            self.plans[device] = _pinned(host, device).to(device, non_blocking=True)
-        return cast("torch.Tensor", self.plans[device])
+            pieces = self.pieces()
+            begin = (pieces.size + 3) // 4 * 4  # of the counters: at a multiple of 16 bytes, whatever the batch
+            host = torch.zeros(begin + NUM_LAUNCH_COUNTERS + len(pieces), dtype=torch.int32)
+            host[: pieces.size] = torch.from_numpy(pieces.reshape(-1))
+            copy = _pinned(host, device).to(device, non_blocking=True)
+            self.plans[device] = copy[: pieces.size].view(-1, 3), copy[begin:]
+        return cast("tuple[torch.Tensor, torch.Tensor]", self.plans[device])
 
 
 class SegmentBuffer:
@@ -83,6 +98,7 @@ class SegmentBuffer:
         # as many as batches have whose slots own one segment each: every segment ends in at most one short piece
         self.capacity = min(num_rows, num_slots + num_rows // PIECE_ROWS)
         self._work = torch.zeros(self.capacity, 3, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(NUM_LAUNCH_COUNTERS + self.capacity, dtype=torch.int32, device=device)
         self._segments = Segments((), (), (), num_rows)
 
     def fill(self, segments: Segments | None) -> None:
@@ -108,9 +124,17 @@ class SegmentBuffer:
 
     def work(self, device: torch.device) -> torch.Tensor:
         """int32 [capacity, 3] on the buffer's device, the same tensor at every call."""
+        self._check_device(device)
+        return self._work
+
+    def counters(self, device: torch.device) -> torch.Tensor:
+        """int32 [NUM_LAUNCH_COUNTERS + capacity], as those of Segments; the same tensor at every call."""
+        self._check_device(device)
+        return self._counters
+
+    def _check_device(self, device: torch.device) -> None:
         if device.type != self._work.device.type:
             raise ValueError(f"the segments are on {self._work.device}, the rows on {device}")
-        return self._work
 
     @property
     def slots(self) -> tuple[int, ...]:

@@ -24,7 +24,8 @@ ArgumentType = str | tuple[str, ...]
 class Compilation:
     """A kernel, the types of its arguments ("*fp16", "i32", a tuple of these), and constants and options of a launch.
 
-    scalars_divisible: whether sizes and strides are multiples of 16; addresses always are.
+    scalars_divisible: whether sizes and strides are multiples of 16; addresses always are. varying: sizes of which the
+    launcher promises nothing.
     """
 
     name: str
@@ -33,13 +34,17 @@ class Compilation:
     constants: Mapping[str, object]
     options: Mapping[str, int]
     scalars_divisible: bool = True
+    varying: tuple[str, ...] = ()
 
     def compile(self, target: GPUTarget) -> Any:
         """Compile as for a call with such arguments."""
         index = {name: self.kernel.arg_names.index(name) for name in (*self.types, *self.constants)}
         divisible = [["tt.divisibility", 16]]
         attributes = {
-            path: divisible for name, kind in self.types.items() for path in self._divisible_paths(index[name], kind)
+            path: divisible
+            for name, kind in self.types.items()
+            if name not in self.varying
+            for path in self._divisible_paths(index[name], kind)
         }
         source = ASTSource(
             self.kernel,

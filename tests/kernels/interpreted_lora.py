@@ -49,6 +49,7 @@ CPU = torch.device("cpu")
 def _triton_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert os.environ["TRITON_INTERPRET"] == "1"
     monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", 8)  # the interpreter runs one after the other
+    monkeypatch.setitem(lora_triton.COUNTING, "SUMS", 2)
     select_backend("triton")
     yield
     select_backend(None)
@@ -185,14 +186,57 @@ def test_how_columns_are_spread_over_programs_changes_no_bit(
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("num_programs", [1, 1 << 20], ids=["whole", "split"])
+def test_launches_one_after_another_find_the_counters_clear(monkeypatch: pytest.MonkeyPatch, num_programs: int) -> None:
+    """Over one buffer, as the layers of a step and the replays of a graph: pieces without rows, slots without a pair.
+
+    Whatever the memory between the halves held, the same batch gives the same bits.
+    """
+    monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", num_programs)
+    batch = make_batch("distinct", 12, MIXED_RANKS, (600, 40))
+    empty = SlotWeights(5, 600, 40, torch.float32, "cpu", max_rank=64)
+    buffer, seen = SegmentBuffer(12, 5, CPU), []
+    memory = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **kinds: memory(*shape, **kinds).fill_(float("nan")))
+    for segments in (batch.segments, None, Segments((1,), (2,), (3,), 12), batch.segments):
+        buffer.fill(segments)
+        for weights in (batch.weights, empty, batch.weights):
+            y = batch.y.clone()
+            lora_linear(batch.x, weights, buffer, y)
+            assert not buffer.counters(CPU).any()
+            if weights is batch.weights and segments is batch.segments:
+                seen.append(y)
+    assert_matches("y", seen[0], true_expand(true_shrink(batch), batch), torch.float32)
+    assert all(torch.equal(y, seen[0]) for y in seen)
+
+
+def test_every_sum_between_the_halves_has_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = Launches(run=False)
+    launches.record(lora_triton, monkeypatch)
+    batch = make_batch("distinct", 6, (8, 17), (600, 136))
+    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    assert lora_triton.splits(600, 2) == (256, 256)
+    (launch,) = launches.seen
+    assert launch.grid == (2 * 3 + 2 * lora_triton.spans((136,), 2)[1],)  # two pieces, each of three splits
+    assert launch.arguments[2][1] == (3, 2, 16, 17)
+
+
+@pytest.mark.parametrize(("in_features", "split"), [(64, 256), (4096, 256), (8192, 256), (8193, 512), (14336, 512)])
+def test_a_split_depends_on_the_inputs_alone(in_features: int, split: int) -> None:
+    several = [lora_triton.splits(in_features, number) for number in (1, 2, 7, 1000)]
+    assert {one[0] for one in several} == {split}
+    assert {one[1] for one in several} == {split, max(split, in_features)}
+
+
 @pytest.mark.parametrize("ranks", [MIXED_RANKS, HIGH_RANKS], ids=str)
 def test_a_launch_depends_neither_on_the_adapters_nor_on_the_spread_of_rows(
     monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...]
 ) -> None:
     """What a graph captured once: kernels, grids, constants, addresses. Every batch and placement goes through it."""
     batch = make_batch("zipf", 63, ranks, (72, 136))
-    buffer, shrunk = SegmentBuffer(63, 5, CPU), torch.empty(63, max(ranks))
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: shrunk)  # a graph's own pool gives it one address
+    buffer = SegmentBuffer(63, 5, CPU)
+    sums = torch.full((1, buffer.capacity, 16, max(ranks)), float("nan"))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: sums)  # a graph's own pool gives it one address
     y, graphs = torch.empty_like(batch.y), []
     for mix, num_rows in (("none", 63), ("identical", 63), ("skewed", 63), ("distinct", 10), ("zipf", 63)):
         segments = make_batch(mix, num_rows, ranks, (72, 136)).segments
@@ -209,7 +253,7 @@ def test_a_launch_depends_neither_on_the_adapters_nor_on_the_spread_of_rows(
         graphs.append(launches.seen)
         inputs = Batch(batch.x, batch.y, batch.weights, segments_of(segments, 63))
         assert_matches(mix, y, true_expand(true_shrink(inputs), inputs), torch.float32)
-    assert [len(graph) for graph in graphs] == [1 if max(ranks) <= 64 else 2] * len(graphs)
+    assert [len(graph) for graph in graphs] == [1] * len(graphs)
     assert all(graph == graphs[0] for graph in graphs)
 
 
@@ -225,7 +269,7 @@ def test_a_grid_is_exactly_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch("identical", 100, (8,), (72, 300))
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
     columns, num_spans = lora_triton.spans((300,), 7)
-    assert [launch.grid for launch in launches.seen] == [(num_spans, 7)]  # 98 rows in pieces of 16
+    assert [launch.grid for launch in launches.seen] == [(7 * (1 + num_spans),)]  # 98 rows in pieces of 16
     assert num_spans == -(-300 // columns)
     lora_linear(batch.x, batch.weights, Segments((), (), (), 100), batch.y)
     assert len(launches.seen) == 1

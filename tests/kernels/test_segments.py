@@ -8,7 +8,7 @@ import torch
 
 from lora_cases import make_batch
 from loramux_kernels import Backend, SegmentBuffer, Segments, lora_linear
-from loramux_kernels.segments import PIECE_ROWS
+from loramux_kernels.segments import NUM_LAUNCH_COUNTERS, PIECE_ROWS
 
 CPU = torch.device("cpu")
 
@@ -54,6 +54,21 @@ def test_work_cuts_segments_into_pieces_of_at_most_a_tiles_rows() -> None:
 
 def test_a_batch_of_base_rows_has_no_work() -> None:
     assert Segments((), (), (), 8).work(CPU).shape == (0, 3)
+
+
+def test_counters_are_clear_and_lie_alike_whatever_the_batch() -> None:
+    for num_pieces in range(1, 6):
+        segments = Segments(tuple(range(num_pieces)), tuple(range(num_pieces)), (1,) * num_pieces, 8)
+        counters = segments.counters(CPU)
+        assert counters.tolist() == [0] * (NUM_LAUNCH_COUNTERS + num_pieces)
+        assert counters.dtype == torch.int32
+        assert (counters.data_ptr() - segments.work(CPU).data_ptr()) % 16 == 0, "of which compiled kernels take note"
+        assert segments.counters(CPU) is counters
+    buffer = SegmentBuffer(40, 4, CPU)
+    counters = buffer.counters(CPU)
+    assert counters.tolist() == [0] * (NUM_LAUNCH_COUNTERS + buffer.capacity)
+    buffer.fill(Segments((0,), (2,), (1,), 5))
+    assert buffer.counters(CPU) is counters
 
 
 def test_a_buffer_keeps_its_memory_and_size_whatever_fills_it() -> None:

@@ -52,49 +52,45 @@ def test_adapters_add_their_own_ranks_and_rows_at_decode(costs: ModuleType) -> N
 
     per_rank = (3 * 8 + 16) + (8 + 8) + (2 * 8 + 32) + (16 + 8)  # A of every member, B of all outputs
     rows = 2 * (8 + 8 + 8 + 16) + 2 * 2 * (16 + 8 + 32 + 8)  # x is read, y read and written
-    assert step.nbytes == 2 * ((1 + 3) * per_rank + rows)
+    sums = 4 * (3 + 1 + 2 + 1) * (1 + 3)  # float32, a row of each adapter's rank for each member
+    assert step.nbytes == 2 * ((1 + 3) * per_rank + rows) + sums
     assert step.flops == 2 * (2 * 16 * 16) * per_rank  # each adapter fills a tile of 16 rows by 16 ranks
     assert step.num_launches == 4
     assert step.idle_programs == 0
-    assert sum(kernel.cache_bytes for kernel in step.kernels) == 2 * 2 * (2 * 8 + 8)  # programs of k, v and up read x
+    # programs of k, v and up read x; one program for the outputs of each member reads its sums
+    assert sum(kernel.cache_bytes for kernel in step.kernels) == 2 * 2 * (2 * 8 + 8) + sums
 
 
-def test_every_program_of_the_one_launch_reads_all_of_a(costs: ModuleType) -> None:
+def test_rows_are_shrunk_once_and_their_sums_read_by_every_program_of_outputs(costs: ModuleType) -> None:
     """64 rows of rank 32 by 8 inputs: four pieces, each with two programs for 256 outputs and one for 128."""
     group = costs.model_shape.Group("two", 8, (256, 128))
-    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(64, 32),), 2)
+    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(64, 32),), 128, 2)
 
-    x, a, b, y = 64 * 8, 32 * 8, 32 * 384, 64 * 384
-    assert fused.nbytes == 2 * (x + 2 * a + b + 2 * y)
-    assert fused.cache_bytes == 2 * (2 * x + (4 * 3 - 2) * a + 3 * b)
-    assert fused.program_bytes == 2 * (a + 16 * 8 + 32 * 128)
-    assert fused.flops == 2 * 64 * 64 * (3 * 8 + 384)  # ranks up to 64 are products of 64
-
-
-def test_programs_take_more_outputs_where_there_is_work_for_enough_of_them(costs: ModuleType) -> None:
-    group = costs.model_shape.Group("two", 8, (512, 128))
-    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(16 * 128, 1),), 2)
-
-    # 5 tiles x 128 pieces are work for 256 programs of 2 tiles, so that each takes 256 outputs
-    assert fused.program_bytes == 2 * (8 + 16 * 8 + 256)
-    assert fused.cache_bytes == 2 * (2 * 2048 * 8 + (128 * 3 - 2) * 8 + 127 * 640)
+    x, a, b, y, sums = 64 * 8, 2 * 32 * 8, 32 * 384, 64 * 384, 64 * 32
+    assert fused.nbytes == 2 * (x + a + b + 2 * y) + 4 * 2 * sums
+    assert fused.cache_bytes == 2 * (x + 3 * (a + b)) + 4 * 3 * sums
+    assert fused.program_bytes == 2 * (32 + 16) * 8 + 4 * 16 * 32 + 4 * 16 * 32 + 2 * 32 * 128
+    assert fused.flops == 2 * 64 * 64 * (2 * 8 + 384)  # ranks up to 64 are products of 64
+    assert fused.idle_programs == 4 * 2  # ranks from 64 to 128, of each piece and member
 
 
-def test_higher_ranks_take_two_launches(costs: ModuleType) -> None:
-    scheme, adapters = costs.lora_scheme, (costs.batch.AdapterRows(64, 32),)
-    group = costs.model_shape.Group("two", 8, (256, 128))
-    shrink, expand = scheme._shrink(group, adapters, 128, 2), scheme._expand(group, adapters, 2)
+def test_inputs_are_split_between_programs_where_there_are_few(costs: ModuleType) -> None:
+    """A row of rank 20 by 4,096 inputs: 16 programs take 256 of them each, and leave a sum each."""
+    group = costs.model_shape.Group("one", 4096, (128,))
+    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(1, 20),), 64, 2)
 
-    x, a, b, y, between = 64 * 8, 2 * 32 * 8, 32 * 384, 64 * 384, 2 * 64 * 32
-    assert shrink.nbytes == 2 * (x + a) + 4 * between
-    assert shrink.cache_bytes == 2 * (x + 3 * a)  # the second member reads x, three more pieces of rows read A
-    assert shrink.program_bytes == 2 * (32 + 16) * 8
-    assert shrink.idle_programs == 4 * 2  # ranks from 64 to 128, of each piece and member
-    assert expand.nbytes == 2 * (b + 2 * y) + 4 * between
-    assert expand.cache_bytes == 2 * 3 * b + 4 * (64 * 32)  # the second tile of 256 outputs reads the rows again
-    assert expand.program_bytes == 4 * 16 * 32 + 2 * 32 * 128
-    assert (shrink.flops, expand.flops) == (2 * 64 * 2 * 64 * 8, 2 * 64 * 64 * 384)
-    assert scheme.lora_step(tiny(costs), two_adapters(costs), max_rank=65).num_launches == 8
+    assert fused.nbytes == 2 * (4096 + 20 * (4096 + 128) + 2 * 128) + 4 * 16 * 20
+    assert fused.cache_bytes == 4 * 16 * 20
+    assert fused.program_bytes == 2 * (1 + 20) * 256 + 4 * 20 + 4 * 16 * 20 + 2 * 20 * 128
+
+
+def test_programs_take_more_where_there_is_work_for_enough_of_them(costs: ModuleType) -> None:
+    group = costs.model_shape.Group("two", 4096, (512, 128))
+    fused = costs.lora_scheme._fused(group, (costs.batch.AdapterRows(16 * 128, 1),), 64, 2)
+
+    # 2 members x 128 pieces shrink by a program each; 5 tiles x 128 pieces are work for 256 programs of 2 tiles
+    assert fused.program_bytes == 2 * (1 + 16) * 4096 + 4 * 16 + 4 * 16 + 2 * 256
+    assert fused.cache_bytes == 2 * (2048 * 4096 + 127 * (2 * 4096 + 640)) + 4 * 3 * 2048
 
 
 def test_peers_pad_ranks_and_clear_a_buffer(costs: ModuleType) -> None:
@@ -189,9 +185,13 @@ def test_the_account_is_of_the_launchers_own_constants(costs: ModuleType, num_pi
     from loramux_kernels import lora_triton, segments  # triton is imported where it is used
 
     scheme, adapters = costs.lora_scheme, (costs.batch.AdapterRows(16, 8),) * num_pieces
-    named = (scheme.COLUMNS, scheme.NUM_PROGRAMS, scheme.MAX_FUSED_RANK)
-    assert named == (lora_triton.COLUMNS, lora_triton.NUM_PROGRAMS, lora_triton.MAX_FUSED_RANK)
+    names = ("COLUMNS", "NUM_PROGRAMS", "SPLIT_INPUTS", "MAX_SPLITS")
+    assert [getattr(scheme, name) for name in names] == [getattr(lora_triton, name) for name in names]
     assert segments.PIECE_ROWS == scheme.PIECE_ROWS
     assert tuple(tile.rank for tile in lora_triton.TILES[2]) == scheme.RANK_TILES
     for group in costs.model_shape.LLAMA_3_1_8B.groups:
         assert scheme._spans(group, adapters) == lora_triton.spans(group.widths, num_pieces)
+        for max_rank, num_blocks in ((8, 1), (64, 1), (256, 4)):
+            taken, num_sums = scheme._splits(group, adapters, max_rank)
+            assert taken == lora_triton.splits(group.in_features, num_pieces * len(group.widths) * num_blocks)[1]
+            assert num_sums == -(-group.in_features // taken)
