@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from compilation import POINTERS, ArgumentType, Compilation
 
-from loramux_kernels import lora_triton
+from loramux_kernels import lora_tiles, lora_triton
 from loramux_kernels.segments import PIECE_ROWS
 
 
@@ -48,12 +48,12 @@ def _fused(
         lora_triton._lora_fused_kernel,
         {**pointers, **sizes},
         {
-            "PRECISION": lora_triton.precision("x", dtype, is_amd=is_amd),
+            "PRECISION": lora_tiles.precision("x", dtype, is_amd=is_amd),
             "BLOCK_M": PIECE_ROWS,
-            "TILES": lora_triton.tiles_up_to(dtype.itemsize, max_rank),
+            "TILES": lora_tiles.tiles_up_to(dtype.itemsize, max_rank),
             **lora_triton.COUNTING,
         },
-        lora_triton.LAUNCH,
+        lora_tiles.LAUNCH,
         scalars_divisible,
         lora_triton.OF_THE_BATCH,
     )
@@ -65,19 +65,19 @@ def _shrink(rows: str, dtype: torch.dtype) -> Compilation:
         "shrink",
         lora_triton._lora_shrink_kernel,
         {**pointers, **_sizes("stride_xm", "stride_om", "split")},
-        {"BLOCK_M": PIECE_ROWS, "TILES": lora_triton.tiles_up_to(dtype.itemsize, 64)},
-        lora_triton.LAUNCH,
+        {"BLOCK_M": PIECE_ROWS, "TILES": lora_tiles.tiles_up_to(dtype.itemsize, 64)},
+        lora_tiles.LAUNCH,
     )
 
 
 def _expand(left: str, left_rows: str, rows: str, dtype: torch.dtype, *, is_amd: bool) -> Compilation:
     pointers: dict[str, ArgumentType] = {"left_ptr": left_rows, "y_ptr": rows, "table_ptr": "*i64", "work_ptr": "*i32"}
-    constants = {"LEFT": left, "PRECISION": lora_triton.precision(left, dtype, is_amd=is_amd), "BLOCK_M": PIECE_ROWS}
-    tiles = {"TILES": lora_triton.tiles_up_to(dtype.itemsize, 64)}
+    constants = {"LEFT": left, "PRECISION": lora_tiles.precision(left, dtype, is_amd=is_amd), "BLOCK_M": PIECE_ROWS}
+    tiles = {"TILES": lora_tiles.tiles_up_to(dtype.itemsize, 64)}
     return Compilation(
         f"expand of {left}",
         lora_triton._lora_expand_kernel,
         {**pointers, **_sizes("out_features", "stride_lm", "stride_ym", "columns"), "scale": "fp32"},
         {**constants, **tiles},
-        lora_triton.LAUNCH,
+        lora_tiles.LAUNCH,
     )

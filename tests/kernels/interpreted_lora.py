@@ -36,6 +36,7 @@ from loramux_kernels import (
     lora_group,
     lora_linear,
     lora_shrink,
+    lora_tiles,
     lora_triton,
     select_backend,
 )
@@ -48,7 +49,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _triton_by_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert os.environ["TRITON_INTERPRET"] == "1"
-    monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", 8)  # the interpreter runs one after the other
+    monkeypatch.setattr(lora_tiles, "NUM_PROGRAMS", 8)  # the interpreter runs one after the other
     monkeypatch.setitem(lora_triton.COUNTING, "SUMS", 2)
     select_backend("triton")
     yield
@@ -179,7 +180,7 @@ def test_how_columns_and_splits_are_spread_over_programs_changes_no_bit(
     batch = make_batch("zipf", 63, ranks, (600, 300))
     results = []
     for num_programs in (1, 8, 1 << 20):
-        monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", num_programs)
+        monkeypatch.setattr(lora_tiles, "NUM_PROGRAMS", num_programs)
         results.append(batch.y.clone())
         lora_linear(batch.x, batch.weights, batch.segments, results[-1])
     assert torch.equal(results[0], results[1])
@@ -192,7 +193,7 @@ def test_launches_one_after_another_find_the_counters_clear(monkeypatch: pytest.
 
     Whatever the memory between the halves held, the same batch gives the same bits.
     """
-    monkeypatch.setattr(lora_triton, "NUM_PROGRAMS", num_programs)
+    monkeypatch.setattr(lora_tiles, "NUM_PROGRAMS", num_programs)
     batch = make_batch("distinct", 12, MIXED_RANKS, (600, 40))
     empty = SlotWeights(5, 600, 40, torch.float32, "cpu", max_rank=64)
     buffer, seen = SegmentBuffer(12, 5, CPU), []
@@ -215,15 +216,15 @@ def test_every_sum_between_the_halves_has_one_program(monkeypatch: pytest.Monkey
     launches.record(lora_triton, monkeypatch)
     batch = make_batch("distinct", 6, (8, 17), (600, 136))
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
-    assert lora_triton.splits(600, 2) == (256, 256)
+    assert lora_tiles.splits(600, 2) == (256, 256)
     (launch,) = launches.seen
-    assert launch.grid == (2 * 3 + 2 * lora_triton.spans((136,), 2)[1],)  # two pieces, each of three splits
+    assert launch.grid == (2 * 3 + 2 * lora_tiles.spans((136,), 2)[1],)  # two pieces, each of three splits
     assert launch.arguments[2][1] == (3, 2, 16, 17)
 
 
 @pytest.mark.parametrize(("in_features", "split"), [(64, 256), (4096, 256), (8192, 256), (8193, 512), (14336, 512)])
 def test_a_split_depends_on_the_inputs_alone(in_features: int, split: int) -> None:
-    several = [lora_triton.splits(in_features, number) for number in (1, 2, 7, 1000)]
+    several = [lora_tiles.splits(in_features, number) for number in (1, 2, 7, 1000)]
     assert {one[0] for one in several} == {split}
     assert {one[1] for one in several} == {split, max(split, in_features)}
 
@@ -268,7 +269,7 @@ def test_a_grid_is_exactly_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     launches.record(lora_triton, monkeypatch)
     batch = make_batch("identical", 100, (8,), (72, 300))
     lora_linear(batch.x, batch.weights, batch.segments, batch.y)
-    columns, num_spans = lora_triton.spans((300,), 7)
+    columns, num_spans = lora_tiles.spans((300,), 7)
     assert [launch.grid for launch in launches.seen] == [(7 * (1 + num_spans),)]  # 98 rows in pieces of 16
     assert num_spans == -(-300 // columns)
     lora_linear(batch.x, batch.weights, Segments((), (), (), 100), batch.y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from loramux_kernels import lora_tiles
 from loramux_kernels.hopper import WGMMA_ROWS, check_dot
 
 
@@ -21,12 +22,10 @@ def test_a_pipelined_dot_of_registers_is_refused(block_m: int, num_stages: int) 
 
 
 def test_the_tiles_of_lora_are_checked_when_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loramux_kernels import lora_triton  # imports triton, which the other tests leave alone
-
-    tiles = [tile for table in lora_triton.TILES.values() for tile in table]
-    assert lora_triton.PIECE_ROWS < WGMMA_ROWS
-    monkeypatch.setattr(lora_triton, "PIECE_ROWS", WGMMA_ROWS)
-    monkeypatch.setitem(lora_triton.LAUNCH, "num_stages", 2)
+    tiles = [tile for table in lora_tiles.TILES.values() for tile in table]
+    assert lora_tiles.PIECE_ROWS < WGMMA_ROWS
+    monkeypatch.setattr(lora_tiles, "PIECE_ROWS", WGMMA_ROWS)
+    monkeypatch.setitem(lora_tiles.LAUNCH, "num_stages", 2)
     for tile in tiles:
         with pytest.raises(ValueError, match="miscompiled on Hopper"):
-            lora_triton.Tiles(tile.rank, tile.block_k, tile.stages, tile.block_n)
+            lora_tiles.Tiles(tile.rank, tile.block_k, tile.stages, tile.block_n)

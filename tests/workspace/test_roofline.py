@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from loramux_kernels import lora_tiles, segments
+
 BENCHMARKS = Path(__file__).parents[2] / "contrib" / "benchmarks"
 
 
@@ -182,16 +184,14 @@ def test_the_command_prints_every_case_for_both_devices(
 
 @pytest.mark.parametrize("num_pieces", [1, 8, 32, 512])
 def test_the_account_is_of_the_launchers_own_constants(costs: ModuleType, num_pieces: int) -> None:
-    from loramux_kernels import lora_triton, segments  # triton is imported where it is used
-
     scheme, adapters = costs.lora_scheme, (costs.batch.AdapterRows(16, 8),) * num_pieces
     names = ("COLUMNS", "NUM_PROGRAMS", "SPLIT_INPUTS", "MAX_SPLITS")
-    assert [getattr(scheme, name) for name in names] == [getattr(lora_triton, name) for name in names]
+    assert [getattr(scheme, name) for name in names] == [getattr(lora_tiles, name) for name in names]
     assert segments.PIECE_ROWS == scheme.PIECE_ROWS
-    assert tuple(tile.rank for tile in lora_triton.TILES[2]) == scheme.RANK_TILES
+    assert tuple(tile.rank for tile in lora_tiles.TILES[2]) == scheme.RANK_TILES
     for group in costs.model_shape.LLAMA_3_1_8B.groups:
-        assert scheme._spans(group, adapters) == lora_triton.spans(group.widths, num_pieces)
+        assert scheme._spans(group, adapters) == lora_tiles.spans(group.widths, num_pieces)
         for max_rank, num_blocks in ((8, 1), (64, 1), (256, 4)):
             taken, num_sums = scheme._splits(group, adapters, max_rank)
-            assert taken == lora_triton.splits(group.in_features, num_pieces * len(group.widths) * num_blocks)[1]
+            assert taken == lora_tiles.splits(group.in_features, num_pieces * len(group.widths) * num_blocks)[1]
             assert num_sums == -(-group.in_features // taken)

@@ -1,14 +1,17 @@
-"""transformers' continuous batching: `generate_batch` with what it chooses by itself.
+"""transformers' continuous batching: `generate_batch` with what it chooses by itself, but for its share of memory.
 
-Its manager is kept from the warm-up on: making one takes seconds, and is not what is compared.
+Its manager is kept from the warm-up on: making one takes seconds, and is not what is compared. By itself it would fill
+most of the machine's memory, and the systems beside it would wait for the system to find some.
 """
 
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 from peers.protocol import Answer, Job, Settings, serve
+
+MEMORY_SHARE = 0.1  # of what is there; a job needs a gigabyte
 
 
 class TransformersBatching:
@@ -24,7 +27,10 @@ class TransformersBatching:
             max_new_tokens=job.num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=self.model.config.pad_token_id
         )
         outputs = self.model.generate_batch(
-            [list(prompt) for prompt in job.prompts], generation_config=config, persistent_manager=True
+            [list(prompt) for prompt in job.prompts],
+            generation_config=config,
+            continuous_batching_config=ContinuousBatchingConfig(max_memory_percent=MEMORY_SHARE),
+            persistent_manager=True,
         )
         by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
         return Answer([by_prompt[tuple(prompt)] for prompt in job.prompts])
