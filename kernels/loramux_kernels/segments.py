@@ -78,9 +78,9 @@ class Segments:
         if device not in self.plans:
             pieces = self.pieces()
             begin = (pieces.size + 3) // 4 * 4  # of the counters: at a multiple of 16 bytes, whatever the batch
-            host = torch.zeros(begin + NUM_LAUNCH_COUNTERS + len(pieces), dtype=torch.int32)
-            host[: pieces.size] = torch.from_numpy(pieces.reshape(-1))
-            copy = _pinned(host, device).to(device, non_blocking=True)
+            host = np.zeros(begin + NUM_LAUNCH_COUNTERS + len(pieces), dtype=np.int32)
+            host[: pieces.size] = pieces.reshape(-1)
+            copy = _pinned(torch.from_numpy(host), device).to(device, non_blocking=True)
             self.plans[device] = copy[: pieces.size].view(-1, 3), copy[begin:]
         return cast("tuple[torch.Tensor, torch.Tensor]", self.plans[device])
 
