@@ -8,8 +8,8 @@ from itertools import accumulate, islice, product
 
 import torch
 
-from loramux_kernels import PrefillBatch, ScoreRule, paged_decode, paged_prefill, select_backend, store_kv
-from on_device.numerics import TOLERANCES, Checked
+from loramux_kernels import PrefillBatch, ScoreRule, paged_decode, paged_prefill, store_kv
+from on_device.numerics import Checked, by_triton, excess
 
 BLOCK_SIZE = 16
 
@@ -114,11 +114,7 @@ class Attention:
 
 def check_attention(shapes: AttentionShapes, device: torch.device) -> list[Checked]:
     """Go through all shapes by the Triton kernels."""
-    select_backend("triton")
-    try:
-        return [checked for dtype in shapes.dtypes for checked in _check_dtype(shapes, device, dtype)]
-    finally:
-        select_backend(None)
+    return by_triton(shapes.dtypes, lambda dtype: _check_dtype(shapes, device, dtype))
 
 
 def _check_dtype(shapes: AttentionShapes, device: torch.device, dtype: torch.dtype) -> Iterator[Checked]:
@@ -134,15 +130,12 @@ def _check_dtype(shapes: AttentionShapes, device: torch.device, dtype: torch.dty
 
 def _check(op: str, cases: Sequence[Attention], run: Callable[[Attention], torch.Tensor]) -> Checked:
     worst, num_variant = 0.0, 0
-    dtype = cases[0].query.dtype
-    relative, absolute = TOLERANCES[dtype]
     for case in cases:
         got, want = run(case), case.truth()
-        excess = (got.double() - want).abs() / (absolute + relative * want.abs())
-        worst = max(worst, float(excess.nan_to_num(nan=float("inf")).max()))
+        worst = max(worst, excess(got, want))
         alone = torch.cat([run(case.sequence(index)) for index in range(len(case.chunks))])
         num_variant += int((alone != got).any(1).sum())
-    return Checked(op, dtype, len(cases), worst, num_variant)
+    return Checked(op, cases[0].query.dtype, len(cases), worst, num_variant)
 
 
 def _stores(case: Attention) -> bool:

@@ -88,11 +88,23 @@ class Op:
 
 def check_ops(shapes: Shapes, device: torch.device) -> list[Checked]:
     """Go through all shapes by the Triton kernels."""
+    return by_triton(shapes.dtypes, lambda dtype: _check_dtype(shapes, device, dtype))
+
+
+def by_triton(dtypes: Sequence[torch.dtype], check: Callable[[torch.dtype], Iterator[Checked]]) -> list[Checked]:
+    """What `check` finds of every dtype where ops take the Triton kernels."""
     select_backend("triton")
     try:
-        return [checked for dtype in shapes.dtypes for checked in _check_dtype(shapes, device, dtype)]
+        return [checked for dtype in dtypes for checked in check(dtype)]
     finally:
         select_backend(None)
+
+
+def excess(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The largest error as a share of what TOLERANCES allow; infinite where there is a NaN."""
+    relative, absolute = TOLERANCES[got.dtype]
+    shares = (got.double() - want).abs() / (absolute + relative * want.abs())
+    return float(shares.nan_to_num(nan=float("inf")).max())
 
 
 def _check_dtype(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[Checked]:
@@ -131,10 +143,9 @@ def _cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator
 
 def _check(op: Op, inputs: Inputs) -> tuple[float, int]:
     got, want = op.run(inputs), op.truth(inputs)
-    relative, absolute = TOLERANCES[got.dtype]
-    excess = (got.double() - want).abs() / (absolute + relative * want.abs())
-    excess = torch.where(got.isnan() & want.isnan(), 0.0, excess).nan_to_num(nan=float("inf"))
-    return float(excess.max()), _num_variant(op, inputs, got) if op.is_invariant else 0
+    unwritten = got.isnan() & want.isnan()
+    worst = excess(got.masked_fill(unwritten, 0), want.masked_fill(unwritten, 0))
+    return worst, _num_variant(op, inputs, got) if op.is_invariant else 0
 
 
 def _num_variant(op: Op, inputs: Inputs, got: torch.Tensor) -> int:
