@@ -60,12 +60,12 @@ def group(x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments:
     for part in plan.work.parts:
         is_short = part.rank_rows * x.shape[1] < SHORT
         shrink(part.item_type).run(
-            len(part.shrinks), *rows, shrunk, stride, part.shrinks.ctypes.data, *tables, alone=is_short
+            len(part.shrinks), *rows, shrunk, stride, part.shrinks_address, *tables, alone=is_short
         )
     for part in plan.work.parts:
         is_short = part.expand_size < SHORT
         expand(part.item_type).run(
-            len(part.expands), shrunk, stride, *results, part.expands.ctypes.data, *tables, alone=is_short
+            len(part.expands), shrunk, stride, *results, part.expands_address, *tables, alone=is_short
         )
 
 
@@ -76,8 +76,14 @@ class Part:
     item_type: int
     shrinks: IntArray
     expands: IntArray
+    shrinks_address: int  # asking numpy for it takes as long as a short loop
+    expands_address: int
     rank_rows: int  # sum over rows of their ranks
     expand_size: int  # multiplications
+
+    @classmethod
+    def of(cls, item_type: int, shrinks: IntArray, expands: IntArray, rank_rows: int, expand_size: int) -> Part:
+        return cls(item_type, shrinks, expands, shrinks.ctypes.data, expands.ctypes.data, rank_rows, expand_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ def _cut_part(item_type: int, members: tuple[Member, ...], columns: Sequence[int
                     (*head, o, min(PIECE_WIDTH, out_features - o), y_column)
                     for o in range(0, out_features, PIECE_WIDTH)
                 ]
-    return Part(
+    return Part.of(
         item_type,
         _largest_first(shrinks, lambda item: item[3] * item[5]),
         _largest_first(expands, lambda item: item[3] * item[4] * item[8]),

@@ -80,11 +80,7 @@ def _panel_product(weight_nbytes: int) -> Any:
                     builder.add(ahead, further),
                 ]
 
-            places, rest = [x, y, ahead], num_rows
-            for rows in TILES:
-                times = builder.sdiv(rest, emit.int64(rows))
-                places = emit.repeat(times, places, functools.partial(tile, rows))
-                rest = builder.srem(rest, emit.int64(rows))
+            emit.in_tiles(TILES, num_rows, [x, y, ahead], tile)
             return target.get_dummy_value()
 
         return types.void(x, num_rows, w, ahead, y, sizes), generate

@@ -20,7 +20,9 @@ class PrefillBatch:
     counts: tuple[int, ...]
     contexts: tuple[int, ...]
     block_tables: torch.Tensor
-    _work: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _work: dict[tuple[int, torch.dtype], torch.Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not len(self.starts) == len(self.counts) == len(self.contexts) == len(self.block_tables):
@@ -32,9 +34,10 @@ class PrefillBatch:
 
         Made and copied once per batch, in one transfer, from pinned memory where the device is a GPU.
         """
-        if num_tokens not in self._work:
-            self._work[num_tokens] = self._make_work(num_tokens, dtype)
-        return self._work[num_tokens]
+        key = (num_tokens, dtype)
+        if key not in self._work:
+            self._work[key] = self._make_work(num_tokens, dtype)
+        return self._work[key]
 
     def _make_work(self, num_tokens: int, dtype: torch.dtype) -> torch.Tensor:
         starts, counts, contexts = (np.asarray(v, dtype=np.int64) for v in (self.starts, self.counts, self.contexts))

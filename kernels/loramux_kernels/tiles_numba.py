@@ -9,7 +9,7 @@ neighbours change: so a row is the same to the bit alone and in any batch. Addre
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding
@@ -36,6 +36,7 @@ ZEROS = ir.Constant(_VECTOR, None)
 _BYTES = ir.VectorType(_BYTE, LANES)
 
 Step = Callable[[Any, list[Any]], list[Any]]
+Tile = Callable[[int, Any, list[Any]], list[Any]]
 
 
 class Emitter:
@@ -154,6 +155,16 @@ class Emitter:
             result.add_incoming(value, last)
         return results
 
+    def in_tiles(self, sizes: Sequence[int], num_rows: Any, places: list[Any], tile: Tile) -> None:
+        """Run `tile(rows, index, places)`, which returns the places of the following rows, until all rows are done.
+
+        sizes: how many rows a tile may have, descending to 1.
+        """
+        for rows in sizes:
+            times = self.builder.sdiv(num_rows, self.int64(rows))
+            places = self.repeat(times, places, functools.partial(tile, rows))
+            num_rows = self.builder.srem(num_rows, self.int64(rows))
+
     def sums(self, four: list[Any]) -> Any:
         """The sums of four vectors, as a vector of four: lanes are added in one fixed order."""
         halves = [self._interleaved(four[0], four[1], 1), self._interleaved(four[2], four[3], 1)]
@@ -177,16 +188,6 @@ class Emitter:
                 low += [lane, lane + 1, LANES + lane, LANES + lane + 1]
                 high += [lane + 2, lane + 3, LANES + lane + 2, LANES + lane + 3]
         return self.builder.fadd(self.shuffle(x, y, low), self.shuffle(x, y, high))
-
-
-def _in_tiles(
-    emit: Emitter, num_rows: Any, places: list[Any], tile: Callable[[int, Any, list[Any]], list[Any]]
-) -> None:
-    """Run `tile(rows, index, places)`, which returns the places of the following rows, until all rows are done."""
-    for rows in ROWS:
-        times = emit.builder.sdiv(num_rows, emit.int64(rows))
-        places = emit.repeat(times, places, functools.partial(tile, rows))
-        num_rows = emit.builder.srem(num_rows, emit.int64(rows))
 
 
 def _shrink(item_type: str) -> Any:
@@ -229,7 +230,7 @@ def _shrink(item_type: str) -> Any:
                 x, out = emit.at(x, emit.int64(rows), x_stride), emit.at(out, emit.int64(rows), out_stride)
                 return [x, out, emit.at(x, emit.int64(rows), x_stride)]
 
-            _in_tiles(emit, num_rows, [x, out, ahead], tile)
+            emit.in_tiles(ROWS, num_rows, [x, out, ahead], tile)
             return target.get_dummy_value()
 
         return types.void(x, num_rows, a, last, ahead, out, sizes), generate
@@ -280,7 +281,7 @@ def _expand(item_type: str, columns: int) -> Any:
                     emit.int64(0),
                 ]
 
-            _in_tiles(emit, num_rows, [s, y, ahead], tile)
+            emit.in_tiles(ROWS, num_rows, [s, y, ahead], tile)
             return target.get_dummy_value()
 
         return types.void(s, num_rows, b, width, ahead, y, sizes), generate

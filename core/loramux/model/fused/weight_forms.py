@@ -69,8 +69,9 @@ def form_of(weights: Sequence[torch.Tensor], quantization: Quantization | None, 
     weights: [out, in] each, of layers that share their input. pages: where those of a CPU go.
     """
     if weights[0].device.type == "cpu" and all(weight.dtype is torch.float32 for weight in weights):
+        weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
         if quantization == "int8":
-            return Int8Form(torch.cat(list(weights)), pages)
-        if use_numba(weights[0]):
-            return PanelForm(torch.cat(list(weights)), pages)
+            return Int8Form(weight, pages)
+        if use_numba(weight):
+            return PanelForm(weight, pages)
     return JoinedWeight(weights) if len(weights) > 1 else None
