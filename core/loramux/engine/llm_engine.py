@@ -24,6 +24,7 @@ from loramux.engine.prompts import Prompt, checked_salt, tokenize_prompt
 from loramux.engine.scheduler import Scheduler
 from loramux.engine.startup import log_start, summarize
 from loramux.errors import ContextLengthExceeded, EngineDead, LoramuxError, RequestFailed, RequestInvalid
+from loramux.garbage import without_collection
 from loramux.lora.request import LoRARequest
 from loramux.metrics.state import EngineState
 from loramux.model.loader import load_model, locate
@@ -48,6 +49,7 @@ PREFETCH_LOOK_AHEAD = 64  # waiting requests whose adapters are looked at in eac
 class LLMEngine:
     """One base model, its KV memory, its adapters, and the requests under way."""
 
+    @without_collection()
     def __init__(
         self,
         args: EngineArgs,

@@ -108,7 +108,7 @@ async def _run(parts: _Parts, *, listener: socket.socket, relay: EvictionRelay) 
         try:
             first_signal = expect_signal()
             # All that was made until now stays: a full collection would walk over it and stop every stream meanwhile.
-            gc.collect()
+            # None is done before either: it takes a third of a second and finds nothing.
             gc.freeze()
             door = await Door.open(runner, listener)
             show_start(screen)
