@@ -18,6 +18,7 @@ from statistics import median
 import torch
 
 from loramux_kernels import Segments, SlotWeights, lora_group
+from loramux_kernels.packed import PackedWeight, pack_weight, packed_linear
 
 GROUPS: dict[str, tuple[int, tuple[int, ...]]] = {  # of SmolLM2-135M
     "q, k, v": (576, (576, 192, 192)),
@@ -40,7 +41,7 @@ BATCHES: dict[str, tuple[int, ...]] = {
 class Layer:
     """One layer's weights of a group: of the base, and of every slot of every member."""
 
-    base: torch.Tensor
+    base: PackedWeight
     members: tuple[tuple[SlotWeights, int], ...]
 
     @classmethod
@@ -52,7 +53,7 @@ class Layer:
             for slot, rank in enumerate(ranks):
                 weights.set(slot, torch.randn(rank, in_features), torch.randn(rank, out_features).t())
             members.append((weights, first))
-        return cls(torch.randn(sum(widths), in_features), tuple(members))
+        return cls(pack_weight(torch.randn(sum(widths), in_features)), tuple(members))
 
 
 def seconds_of(call: Callable[[Layer], object], layers: Sequence[Layer]) -> float:
@@ -64,20 +65,21 @@ def seconds_of(call: Callable[[Layer], object], layers: Sequence[Layer]) -> floa
 
 
 def measure(layers: Sequence[Layer], lengths: tuple[int, ...], rounds: int) -> tuple[float, float]:
-    """Microseconds of (the op, the base GEMM)."""
+    """Microseconds of (the op, the base product)."""
     starts = (0, *accumulate(lengths[:-1]))
-    x, y = torch.randn(sum(lengths), layers[0].base.shape[1]), torch.zeros(sum(lengths), layers[0].base.shape[0])
+    num_rows, base_weight = sum(lengths), layers[0].base
+    x, y = torch.randn(num_rows, base_weight.panels.shape[1]), torch.zeros(num_rows, base_weight.out_features)
     slots = tuple(range(len(lengths)))
     op: list[float] = []
     base: list[float] = []
     for _ in range(rounds + 1):
-        segments = Segments(slots, starts, lengths, sum(lengths))  # planned anew, as in every step
+        segments = Segments(slots, starts, lengths, num_rows)  # planned anew, as in every step
         op.append(seconds_of(lambda layer: lora_group(x, layer.members, segments, y), layers))  # noqa: B023 - called here
-        base.append(seconds_of(lambda layer: torch.nn.functional.linear(x, layer.base), layers))
+        base.append(seconds_of(lambda layer: packed_linear(x, layer.base), layers))
     return median(op[1:]) * 1e6, median(base[1:]) * 1e6
 
 
-def main() -> None:
+def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -102,7 +104,8 @@ def main() -> None:
                 write(f"| {name} | {group} | {op:.0f} | {base:.0f} | {op / base:.2f} |\n")
         for name, (op, base) in totals.items():
             write(f"| {name} | a layer | {op:.0f} | {base:.0f} | {op / base:.2f} |\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -106,6 +106,27 @@ def test_steps_are_timed_with_few_and_with_many_registered(run: object, tiny_lla
     assert "time per step, 20 registered / 10" in out
 
 
+def test_every_part_of_a_step_is_timed(run: object, tiny_llama: Path) -> None:
+    out = run("step_overhead", "--model", str(tiny_llama), "--sequences", "2", "--prompt", "4", "--steps", "3")
+
+    assert "2 sequences, 3 decode steps" in out
+    parts = ("schedule", "batch inputs", "forward pass", "look for what is not finite", "sample", "tokens to text")
+    assert [part for part in parts if f"│ {part} " not in out] == []
+
+
+def test_lora_is_timed_beside_the_base_product_for_every_group(run: object) -> None:
+    out = run("lora_ops", "--layers", "1", "--rounds", "1", "--ranks", "4", "--batches", "8 x 1")
+
+    assert [line.split(" | ")[1] for line in out.splitlines()[3:]] == ["q, k, v", "o", "gate, up", "down", "a layer"]
+
+
+def test_a_start_is_timed_offline_and_by_a_server(run: object, tiny_llama: Path) -> None:
+    out = run("startup", str(tiny_llama), "--rounds", "1")
+
+    parts = ("imports", "weights", "probe", "tokenizer", "engine", "first token", "serve: first completion")
+    assert [part for part in parts if f"│ {part} " not in out] == []
+
+
 def test_every_adapter_is_read_for_its_first_request_alone(target: tuple[EngineTarget, list[LoRARequest]]) -> None:
     cold_adapter = importlib.import_module("cold_adapter")
     counted = target[0].counting()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -28,22 +29,47 @@ class BatchInputs:
     context: ForwardContext
 
 
+@dataclass(frozen=True, slots=True)
+class BlockTables:
+    """The blocks of every sequence; in `padded` [num_sequences, most], its first follows its last."""
+
+    padded: IntArray
+    lengths: IntArray
+
+    @classmethod
+    def of(cls, sequences: Sequence[ScheduledSequence]) -> BlockTables:
+        lengths = np.array([len(sequence.block_table) for sequence in sequences])
+        padded = np.empty((len(sequences), lengths.max()), dtype=np.int64)
+        for row, sequence in zip(padded, sequences, strict=True):
+            row[: len(sequence.block_table)] = sequence.block_table
+            row[len(sequence.block_table) :] = sequence.block_table[0]
+        return cls(padded, lengths)
+
+    def rows(self, indices: Sequence[int]) -> IntArray:
+        """The tables of some sequences: [n, most of these]."""
+        return self.padded[indices, : self.lengths[indices].max()]
+
+    def kv_slots(self, owners: IntArray, positions: IntArray, block_size: int) -> IntArray:
+        """Where each token's key and value are kept; owners and positions: [num_tokens]."""
+        slots: IntArray = self.padded[owners, positions // block_size] * block_size + positions % block_size
+        return slots
+
+
 def build_inputs(
     sequences: Sequence[ScheduledSequence], kv_cache: KVCache, device: torch.device, *, has_lora: bool
 ) -> BatchInputs:
     """Flatten the sequences, in their order, into one row of tokens. Sequences of one slot must be adjacent."""
-    lengths = np.array([len(sequence.token_ids) for sequence in sequences], dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    token_ids = np.concatenate([np.asarray(sequence.token_ids, dtype=np.int64) for sequence in sequences])
-    positions = np.concatenate(
-        [np.arange(s.position, s.position + len(s.token_ids), dtype=np.int64) for s in sequences]
-    )
-    logit_rows = np.concatenate(
-        [np.arange(end - s.num_logits, end, dtype=np.int64) for s, end in zip(sequences, starts[1:], strict=True)]
-    )
-    tables = [np.asarray(sequence.block_table, dtype=np.int64) for sequence in sequences]
-    block_size = kv_cache.block_size
-    kv_slots = np.concatenate([_kv_slots(s, table, block_size) for s, table in zip(sequences, tables, strict=True)])
+    lengths = np.array([len(sequence.token_ids) for sequence in sequences])
+    num_logits = np.array([sequence.num_logits for sequence in sequences])
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    owners = np.repeat(np.arange(len(sequences)), lengths)  # which sequence each token is of
+    rows = np.arange(len(owners))
+    token_ids = np.fromiter(chain.from_iterable(s.token_ids for s in sequences), np.int64, count=len(owners))
+    positions = rows + (np.array([sequence.position for sequence in sequences]) - starts)[owners]
+    logit_rows = np.flatnonzero(rows >= (ends - num_logits)[owners])
+    tables = BlockTables.of(sequences)
+    kv_slots = tables.kv_slots(owners, positions, kv_cache.block_size)
     slots = _brought(kv_slots, device)
     context = ForwardContext(
         kv_cache=kv_cache,
@@ -51,7 +77,7 @@ def build_inputs(
         prefills=_prefills(sequences, starts, tables, device),
         decodes=tuple(_decodes(sequences, starts, tables, device, is_padding_read=not use_triton(slots))),
         segments=segments_of(sequences, lengths) if has_lora else None,
-        logit_segments=segments_of(sequences, [s.num_logits for s in sequences]) if has_lora else None,
+        logit_segments=segments_of(sequences, num_logits) if has_lora else None,
     )
     return BatchInputs(
         token_ids=_brought(token_ids, device)[None],
@@ -67,14 +93,8 @@ def _brought(numbers: IntArray, device: torch.device) -> torch.Tensor:
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
-def _kv_slots(sequence: ScheduledSequence, table: IntArray, block_size: int) -> IntArray:
-    positions = np.arange(sequence.position, sequence.position + len(sequence.token_ids), dtype=np.int64)
-    slots: IntArray = table[positions // block_size] * block_size + positions % block_size
-    return slots
-
-
 def _prefills(
-    sequences: Sequence[ScheduledSequence], starts: IntArray, tables: Sequence[IntArray], device: torch.device
+    sequences: Sequence[ScheduledSequence], starts: IntArray, tables: BlockTables, device: torch.device
 ) -> PrefillBatch | None:
     chunks = [index for index, sequence in enumerate(sequences) if len(sequence.token_ids) > 1]
     if not chunks:
@@ -83,14 +103,14 @@ def _prefills(
         starts=tuple(int(starts[index]) for index in chunks),
         counts=tuple(len(sequences[index].token_ids) for index in chunks),
         contexts=tuple(sequences[index].position for index in chunks),
-        block_tables=_padded([tables[index] for index in chunks], device),
+        block_tables=_brought(tables.rows(chunks), device),
     )
 
 
 def _decodes(
     sequences: Sequence[ScheduledSequence],
     starts: IntArray,
-    tables: Sequence[IntArray],
+    tables: BlockTables,
     device: torch.device,
     *,
     is_padding_read: bool,
@@ -102,24 +122,15 @@ def _decodes(
     members: dict[int, list[int]] = {}
     for index, sequence in enumerate(sequences):
         if len(sequence.token_ids) == 1:
-            members.setdefault((len(tables[index]) - 1).bit_length() if is_padding_read else 0, []).append(index)
+            members.setdefault((len(sequence.block_table) - 1).bit_length() if is_padding_read else 0, []).append(index)
     return [
         DecodeGroup(
             rows=_brought(starts[indices], device),
-            block_ids=_padded([tables[index] for index in indices], device),
+            block_ids=_brought(tables.rows(indices), device),
             lengths=_brought(np.array([sequences[index].position + 1 for index in indices]), device),
         )
         for indices in members.values()
     ]
-
-
-def _padded(tables: Sequence[IntArray], device: torch.device) -> torch.Tensor:
-    """int64 [n, most blocks]: every table, and after it the first of its own blocks again."""
-    padded = np.empty((len(tables), max(len(table) for table in tables)), dtype=np.int64)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
-        row[len(table) :] = table[0]
-    return _brought(padded, device)
 
 
 def segments_of(sequences: Sequence[ScheduledSequence], lengths: Sequence[int] | IntArray) -> Segments | None:
