@@ -18,8 +18,8 @@ from loramux_kernels.packed import PANEL
 from loramux_kernels.team import Loop
 from loramux_kernels.tiles_numba import LANES, Emitter
 
-TILES = (12, 8, 4, 2, 1) if LANES == 16 else (3, 2, 1)  # rows
-FEW_ROWS = TILES[0] // 2  # of a tile that is done before much could be fetched
+MOST_ROWS = 12 if LANES == 16 else 3  # of a tile
+FEW_ROWS = MOST_ROWS // 2  # of a tile that is done before much could be fetched
 VECTORS = tuple(range(0, PANEL, LANES))  # the first column of each
 DEPTH = 2048  # inputs of one pass over a panel: 256 KiB of float32 weights, which stay in the second cache for all rows
 AHEAD = 4096  # bytes from what is multiplied to what is fetched, where rows are few
@@ -80,7 +80,7 @@ def _panel_product(weight_nbytes: int) -> Any:
                     builder.add(ahead, further),
                 ]
 
-            emit.in_tiles(TILES, num_rows, [x, y, ahead], tile)
+            emit.in_tiles(MOST_ROWS, num_rows, [x, y, ahead], tile)
             return target.get_dummy_value()
 
         return types.void(x, num_rows, w, ahead, y, sizes), generate

@@ -9,7 +9,7 @@ neighbours change: so a row is the same to the bit alone and in any batch. Addre
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 _HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if _HAS_AVX512 else 8
-ROWS = (4, 3, 2, 1) if _HAS_AVX512 else (2, 1)  # of a tile: with 4 columns, accumulators take half of the registers
+MOST_ROWS = 4 if _HAS_AVX512 else 2  # of a tile: with 4 columns, accumulators take half of the registers
 COLUMNS = 4
 WIDE = COLUMNS * LANES  # columns of an expand's tile
 
@@ -155,15 +155,22 @@ class Emitter:
             result.add_incoming(value, last)
         return results
 
-    def in_tiles(self, sizes: Sequence[int], num_rows: Any, places: list[Any], tile: Tile) -> None:
+    def in_tiles(self, most: int, num_rows: Any, places: list[Any], tile: Tile) -> None:
         """Run `tile(rows, index, places)`, which returns the places of the following rows, until all rows are done.
 
-        sizes: how many rows a tile may have, descending to 1.
+        Rows are shared out evenly, at most `most` to a tile: a small tile takes little less time than a large one.
         """
-        for rows in sizes:
-            times = self.builder.sdiv(num_rows, self.int64(rows))
+        builder = self.builder
+        num_tiles = builder.sdiv(builder.add(num_rows, self.int64(most - 1)), self.int64(most))
+        num_tiles = builder.select(builder.icmp_signed("<", num_tiles, self.int64(1)), self.int64(1), num_tiles)
+        share, num_larger = builder.sdiv(num_rows, num_tiles), builder.srem(num_rows, num_tiles)
+        num_smaller = builder.sub(num_tiles, num_larger)
+        for rows in range(most, 0, -1):
+            is_larger, is_smaller = (
+                builder.icmp_signed("==", share, self.int64(of_share)) for of_share in (rows - 1, rows)
+            )
+            times = builder.select(is_smaller, num_smaller, builder.select(is_larger, num_larger, self.int64(0)))
             places = self.repeat(times, places, functools.partial(tile, rows))
-            num_rows = self.builder.srem(num_rows, self.int64(rows))
 
     def sums(self, four: list[Any]) -> Any:
         """The sums of four vectors, as a vector of four: lanes are added in one fixed order."""
@@ -230,7 +237,7 @@ def _shrink(item_type: str) -> Any:
                 x, out = emit.at(x, emit.int64(rows), x_stride), emit.at(out, emit.int64(rows), out_stride)
                 return [x, out, emit.at(x, emit.int64(rows), x_stride)]
 
-            emit.in_tiles(ROWS, num_rows, [x, out, ahead], tile)
+            emit.in_tiles(MOST_ROWS, num_rows, [x, out, ahead], tile)
             return target.get_dummy_value()
 
         return types.void(x, num_rows, a, last, ahead, out, sizes), generate
@@ -281,7 +288,7 @@ def _expand(item_type: str, columns: int) -> Any:
                     emit.int64(0),
                 ]
 
-            emit.in_tiles(ROWS, num_rows, [s, y, ahead], tile)
+            emit.in_tiles(MOST_ROWS, num_rows, [s, y, ahead], tile)
             return target.get_dummy_value()
 
         return types.void(s, num_rows, b, width, ahead, y, sizes), generate
