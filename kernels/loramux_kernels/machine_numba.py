@@ -1,4 +1,4 @@
-"""What loops in numba need of the machine: memory by address, an atomic counter, prefetching, and a vector exponential.
+"""What loops in numba need of the machine: memory by address, atomic counters, prefetching, and a vector exponential.
 
 Numba compiles a loop to vector instructions only where nothing in it can raise and every call is inlined, so these are
 intrinsics: a few LLVM instructions each.
@@ -71,13 +71,29 @@ def ints(address: int, count: int) -> Any:
 
 
 @intrinsic
-def next_item(_context: Any, arguments: Any) -> Any:
-    """Take the next item: the counter at the head of the arguments, counted up for all threads."""
+def count_up(_context: Any, arguments: Any, _place: Any) -> Any:
+    """Add one to the argument at a place, for all threads, and return what it was."""
 
     def generate(_target: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        return builder.atomic_rmw("add", values[0], ir.Constant(_INT64, 1), "seq_cst")
+        return builder.atomic_rmw("add", builder.gep(values[0], [values[1]]), ir.Constant(_INT64, 1), "seq_cst")
 
-    return types.int64(arguments), generate
+    return types.int64(arguments, types.int64), generate
+
+
+@intrinsic
+def count_at(_context: Any, arguments: Any, _place: Any) -> Any:
+    """The argument at a place, which others count up; what they wrote before is seen after."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return builder.load_atomic(builder.gep(values[0], [values[1]]), "acquire", 8)
+
+    return types.int64(arguments, types.int64), generate
+
+
+@inline
+def next_item(arguments: Any) -> Any:
+    """Take the next item: the counter at the head of the arguments."""
+    return count_up(arguments, 0)
 
 
 @intrinsic

@@ -203,3 +203,12 @@ def test_a_module_that_no_adapter_changes_costs_no_work() -> None:
     y = torch.ones(4, 104)
     lora_linear(torch.empty(0), weights, Segments((0,), (0,), (4,), 4), y)  # x is not even looked at
     assert torch.equal(y, torch.ones(4, 104))
+
+
+def test_no_expand_begins_before_the_last_shrink() -> None:
+    """One piece to shrink, which takes milliseconds, and then two to expand, by as many threads as there are."""
+    weights = SlotWeights(1, 100_000, 1024, torch.float32, "cpu", max_rank=8)
+    weights.set(0, torch.ones(8, 100_000), torch.ones(8, 1024).t())
+    x, y = torch.ones(64, 100_000), torch.zeros(64, 1024)
+    lora_group(x, ((weights, 0),), Segments((0,), (0,), (64,), num_rows=64), y)
+    assert torch.equal(y, torch.full((64, 1024), 800_000.0))
