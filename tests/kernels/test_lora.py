@@ -205,10 +205,29 @@ def test_a_module_that_no_adapter_changes_costs_no_work() -> None:
     assert torch.equal(y, torch.ones(4, 104))
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_no_expand_begins_before_the_last_shrink() -> None:
-    """One piece to shrink, which takes milliseconds, and then two to expand, by as many threads as there are."""
+    """One piece to shrink, which takes milliseconds, and then two to expand."""
     weights = SlotWeights(1, 100_000, 1024, torch.float32, "cpu", max_rank=8)
     weights.set(0, torch.ones(8, 100_000), torch.ones(8, 1024).t())
     x, y = torch.ones(64, 100_000), torch.zeros(64, 1024)
     lora_group(x, ((weights, 0),), Segments((0,), (0,), (64,), num_rows=64), y)
     assert torch.equal(y, torch.full((64, 1024), 800_000.0))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_two_threads_give_the_bits_of_one() -> None:
+    batch = make_batch("distinct", 100, MIXED_RANKS, (576, 1000))
+    alone = batch.y.clone()
+    lora_linear(batch.x, batch.weights, batch.segments, batch.y)
+    torch.set_num_threads(1)
+    lora_linear(batch.x, batch.weights, batch.segments, alone)
+    assert torch.equal(batch.y, alone)
