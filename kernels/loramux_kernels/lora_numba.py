@@ -123,10 +123,16 @@ def cut(members: tuple[Member, ...], batch: Batch) -> Work:
 
 
 @inline
+def _nbytes(item_type: int) -> int:
+    """Of one number of a pair, by its place in ITEM_TYPES: float32, or one of the 16-bit types."""
+    return 4 if item_type == 0 else 2
+
+
+@inline
 def _shrink(item: Any, x: int, x_stride: int, in_features: int, shrunk: int, stride: int, weights: int) -> None:
     """Shrink a piece: some rows by some of the rank. weights: where A begins."""
     item_type, _pair, _member, first, num_rows, rank, column, start = item[:8]
-    row_nbytes = (4 if item_type == 0 else 2) * in_features
+    row_nbytes = _nbytes(item_type) * in_features
     rows, out = x + x_stride * first, shrunk + stride * first + 4 * (column + start)
     weights += row_nbytes * start
     sizes = (x_stride, row_nbytes, stride, in_features)
@@ -145,7 +151,7 @@ def _shrink(item: Any, x: int, x_stride: int, in_features: int, shrunk: int, str
 def _expand(item: Any, shrunk: int, stride: int, y: int, y_stride: int, weights: int) -> None:
     """Expand a piece: some rows by some of the outputs. weights: where B begins."""
     item_type, _pair, _member, first, num_rows, rank, column, out_features, start, width, y_column = item
-    nbytes = 4 if item_type == 0 else 2
+    nbytes = _nbytes(item_type)
     rows, results = shrunk + stride * first + 4 * column, y + y_stride * first + 4 * (y_column + start)
     weights += nbytes * start
     sizes = (stride, nbytes * out_features, y_stride, rank)

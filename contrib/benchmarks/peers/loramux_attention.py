@@ -49,7 +49,8 @@ def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) ->
     """Run decode steps of so many sequences, each over `num_context` tokens of KV memory of its own.
 
     The steps go to the runner directly, on memory that holds numbers of no meaning: prefilling it would take longer
-    than all the rest, and what attention costs does not depend on them. The scheduler's share of a step is left out.
+    than all the rest, and what attention costs does not depend on them. All of it must have been written: memory that
+    never was is one page, read from the cache. The scheduler's share of a step is left out.
     """
     runner = engine.runner
     batch, rows = _decode_batch(runner, num_requests, num_context)
@@ -82,8 +83,6 @@ def _decode_batch(
     cache = runner.kv_cache
     num_blocks = -(-num_context // cache.block_size)
     assert num_requests * num_blocks <= cache.num_blocks, "the contexts do not fit the KV memory"
-    for tensor in (*cache.keys, *cache.values):
-        tensor.copy_(torch.rand(tensor.shape[1:]))  # memory that was never written is one page, read from the cache
     sequences = tuple(
         ScheduledSequence(
             request_id=str(number),

@@ -68,10 +68,8 @@ def form_of(weights: Sequence[torch.Tensor], quantization: Quantization | None, 
 
     weights: [out, in] each, of layers that share their input. pages: where those of a CPU go.
     """
-    if weights[0].device.type == "cpu" and all(weight.dtype is torch.float32 for weight in weights):
+    is_float32 = weights[0].device.type == "cpu" and all(weight.dtype is torch.float32 for weight in weights)
+    if is_float32 and (quantization == "int8" or use_numba(weights[0])):
         weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
-        if quantization == "int8":
-            return Int8Form(weight, pages)
-        if use_numba(weight):
-            return PanelForm(weight, pages)
+        return Int8Form(weight, pages) if quantization == "int8" else PanelForm(weight, pages)
     return JoinedWeight(weights) if len(weights) > 1 else None
