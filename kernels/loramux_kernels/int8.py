@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba
+from loramux_kernels.layers import add_rows
 from loramux_kernels.packed import Zeros, multiply_panels, pack_panels, unpack_panels, zeros
 
 LARGEST = 127  # symmetric: -128 is not used
@@ -51,4 +52,6 @@ def int8_linear(x: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None =
     if not use_numba(x):
         return F.linear(x.float(), weight.dequantize(), bias)
     y = multiply_panels(x, weight.panels, len(weight.scales), weight.scales)
-    return y if bias is None else y.add_(bias)
+    if bias is not None:
+        add_rows(y, bias)
+    return y

@@ -33,6 +33,18 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
+def add_rows(y: torch.Tensor, x: torch.Tensor) -> None:
+    """Add x [num_rows, width], or [width] to every row, to y [num_rows, width], in place."""
+    if not use_numba(y):
+        y.add_(x)
+        return
+    from loramux_kernels import layers_numba
+
+    num_rows, width = y.shape
+    stride = 4 * width if x.dim() == 2 else 0
+    layers_numba.add_rows().run(num_rows, x.data_ptr(), stride, y.data_ptr(), width, alone=y.numel() < SHORT)
+
+
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """Return `silu(gate) * up` [num_rows, width] of gate_up [num_rows, 2 * width], the gates first."""
     if use_triton(gate_up):

@@ -41,6 +41,24 @@ def rms_norm() -> Loop:
 
 
 @functools.cache
+def add_rows() -> Loop:
+    """Arguments: x, bytes from row to row of it (0: it is one row), y, width. Items: rows."""
+
+    def add_rows_loop(a: Any) -> None:
+        width = a[5]
+        while True:
+            row = next_item(a)
+            if row >= a[1]:
+                break
+            x = floats(a[2] + a[3] * row, width)
+            y = floats(a[4] + 4 * width * row, width)
+            for i in range(width):
+                y[i] += x[i]
+
+    return Loop(loop(add_rows_loop))
+
+
+@functools.cache
 def silu_mul() -> Loop:
     """Arguments: gate_up, out, width. Items: rows."""
 

@@ -16,6 +16,7 @@ import torch
 from loramux_kernels.backend import use_numba, use_triton
 from loramux_kernels.segments import AnySegments
 from loramux_kernels.slot_weights import SlotWeights
+from loramux_kernels.team import are_calls_listed
 
 
 def lora_shrink(x: torch.Tensor, weights: SlotWeights, segments: AnySegments, out: torch.Tensor) -> None:
@@ -75,7 +76,7 @@ def lora_group(
         _check_group(x, members, segments, y)
         lora_triton.group(x, members, segments, y)
         return
-    changing = [member for member in members if member[0].highest_rank]
+    changing = [member for member in members if member[0].highest_rank or are_calls_listed()]
     if not segments.slots or not changing:
         return
     _check_group(x, changing, segments, y)

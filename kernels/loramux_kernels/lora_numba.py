@@ -50,19 +50,33 @@ Item = tuple[int, ...]
 
 def group(x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments: AnySegments, y: torch.Tensor) -> None:
     """The contract is `lora.lora_group`'s; the members have pairs, and rows lie as their elements follow each other."""
+    rows = (x.data_ptr(), 4 * x.stride(0), x.shape[1]), (y.data_ptr(), 4 * y.stride(0))
+    work = _plan(members, segments).work
+    lora().run(
+        *_numbers(members, *rows, segments),
+        alone=work.rank_rows * x.shape[1] + work.expand_size < SHORT,
+        renew=functools.partial(_numbers, members, *rows),
+    )
+
+
+def _numbers(
+    members: Sequence[tuple[SlotWeights, int]], x: tuple[int, ...], y: tuple[int, ...], segments: AnySegments
+) -> tuple[int, ...]:
+    """Items and arguments of the loop; x and y: what it is told of them."""
+    plan = _plan(members, segments)
+    work = plan.work
+    of_work = (work.num_items, 0, work.num_shrinks, work.items_address)
+    tables = (weights.host_table() for weights, _first in members)
+    return (*of_work, *x, plan.shrunk_address, 4 * work.width, *y, *tables)
+
+
+def _plan(members: Sequence[tuple[SlotWeights, int]], segments: AnySegments) -> Plan:
+    """The plan for what is in the slots now; the segments keep it, for the other layers."""
     shapes = tuple((weights.ranks, weights.item_types, weights.out_features, first) for weights, first in members)
     plan = cast("Plan | None", segments.plans.get(shapes))
     if plan is None:
         plan = segments.plans[shapes] = Plan.of(shapes, segments)
-    work = plan.work
-    lora().run(
-        work.num_items,
-        *(0, work.num_shrinks, work.items_address),
-        *(x.data_ptr(), 4 * x.stride(0), x.shape[1], plan.shrunk.data_ptr(), 4 * work.width),
-        *(y.data_ptr(), 4 * y.stride(0)),
-        *(weights.host_table() for weights, _first in members),
-        alone=work.rank_rows * x.shape[1] + work.expand_size < SHORT,
-    )
+    return plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +97,14 @@ class Plan:
     """A group's work in one step, and the rows between its halves."""
 
     work: Work
-    shrunk: torch.Tensor  # [num_rows, width]
+    shrunk: npt.NDArray[np.float32]  # [num_rows, width]; not torch's, for a recording lets a layer use its memory again
+    shrunk_address: int
 
     @classmethod
     def of(cls, members: tuple[Member, ...], segments: AnySegments) -> Plan:
         work = cut(members, (segments.slots, segments.starts, segments.lengths))
-        return cls(work, torch.empty(segments.num_rows, work.width))
+        shrunk = np.empty((segments.num_rows, work.width), dtype=np.float32)
+        return cls(work, shrunk, shrunk.ctypes.data)
 
 
 @functools.lru_cache(maxsize=64)

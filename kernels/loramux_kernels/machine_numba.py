@@ -90,6 +90,30 @@ def count_at(_context: Any, arguments: Any, _place: Any) -> Any:
     return types.int64(arguments, types.int64), generate
 
 
+@intrinsic
+def call(_context: Any, function: Any, _arguments: Any) -> Any:
+    """Call the loop whose machine code lies at an address, with its arguments at another."""
+
+    def generate(target: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        pointer = ir.PointerType(_INT64)
+        kind = ir.PointerType(ir.FunctionType(ir.VoidType(), [pointer]))
+        builder.call(builder.inttoptr(values[0], kind), [builder.inttoptr(values[1], pointer)])
+        return target.get_dummy_value()
+
+    return types.void(function, types.int64), generate
+
+
+@intrinsic
+def ask(_context: Any, function: Any) -> Any:
+    """What the function `int f()` at an address returns."""
+
+    def generate(_target: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        kind = ir.PointerType(ir.FunctionType(_INT32, []))
+        return builder.sext(builder.call(builder.inttoptr(values[0], kind), []), _INT64)
+
+    return types.int64(function), generate
+
+
 @inline
 def next_item(arguments: Any) -> Any:
     """Take the next item: the counter at the head of the arguments."""

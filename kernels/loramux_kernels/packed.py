@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba
+from loramux_kernels.layers import add_rows
 
 PANEL = 32  # outputs that lie together
 SHORT = 1 << 15  # multiplications: a loop of fewer is done before a second thread has begun
@@ -67,7 +68,9 @@ def packed_linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     if not use_numba(x):
         return F.linear(x, weight.unpack(), bias)
     y = multiply_panels(x, weight.panels, weight.out_features)
-    return y if bias is None else y.add_(bias)
+    if bias is not None:
+        add_rows(y, bias)
+    return y
 
 
 def multiply_panels(

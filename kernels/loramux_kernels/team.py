@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,6 +24,43 @@ class Compiled(Protocol):
 
     @property
     def address(self) -> int: ...
+
+
+Renew = Callable[[Any], tuple[int, ...]]
+"""The number of items and the arguments of a call for another batch; as many as the call had."""
+
+
+class Call(NamedTuple):
+    """What a loop was run with. numbers: of items, then the arguments; renew: None where every batch has the same."""
+
+    loop: Loop
+    numbers: tuple[int, ...]
+    renew: Renew | None
+
+
+class _Calls(threading.local):
+    """The calls of this thread, while they are written down."""
+
+    listed: list[Call] | None = None
+
+
+_calls = _Calls()
+
+
+@contextmanager
+def list_calls() -> Iterator[list[Call]]:
+    """Write down what this thread's loops are run with, until the block ends. Loops compute as ever."""
+    listed: list[Call] = []
+    _calls.listed = listed
+    try:
+        yield listed
+    finally:
+        _calls.listed = None
+
+
+def are_calls_listed() -> bool:
+    """Whether what runs now is to run again for other batches: what one batch has no use for is then run as well."""
+    return _calls.listed is not None
 
 
 class Loop:
@@ -33,17 +73,19 @@ class Loop:
 
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled  # owns the machine code
-        self._address = compiled.address
+        self.address = compiled.address
         self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
 
-    def run(self, num_items: int, *arguments: int, alone: bool = False) -> None:
+    def run(self, num_items: int, *arguments: int, alone: bool = False, renew: Renew | None = None) -> None:
         """Compute all items and return; `alone` keeps a loop too short for a team on the calling thread."""
+        if _calls.listed is not None:
+            _calls.listed.append(Call(self, (num_items, *arguments), renew))
         values = array("q", (0, num_items, *arguments))
         address = values.buffer_info()[0]
         if alone or num_items < 2 or (num_threads := torch.get_num_threads()) < 2:
             self._alone(address)
         else:
-            _openmp().GOMP_parallel(self._address, address, min(num_threads, num_items), 0)
+            _openmp().GOMP_parallel(self.address, address, min(num_threads, num_items), 0)
 
 
 def stay_alone() -> None:
@@ -56,6 +98,24 @@ def stay_alone() -> None:
     torch.get_num_threads()  # torch gives a thread its number when it first asks for it
     if _openmp_path() is not None:
         _openmp().omp_set_num_threads(1)
+
+
+@functools.cache
+def team_size_address() -> int:
+    """Where the function lies that tells how many threads the team has that runs the caller: `int f()`."""
+    return _address(_openmp().omp_get_num_threads)
+
+
+@functools.cache
+def yield_address() -> int:
+    """Where the system's `int sched_yield()` lies: other threads may have the caller's processor."""
+    return _address(ctypes.CDLL(None).sched_yield)
+
+
+def _address(function: Any) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    assert address is not None
+    return address
 
 
 def has_team() -> bool:

@@ -14,10 +14,12 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from loramux.batch import BASE_SLOT, ScheduledSequence
-from loramux.model.decode_inputs import DecodeInputs, bucket_sizes
+from loramux.batch import ScheduledSequence
+from loramux.model.batch_inputs import segments_of
+from loramux.model.decode_inputs import DecodeInputs, bucket_sizes, is_decode
 from loramux.model.forward_context import forward_context
 from loramux.model.step_results import StepOutput
+from loramux_kernels import SegmentBuffer
 from loramux_kernels.backend import use_triton
 
 
@@ -62,14 +64,19 @@ def graph_capture(device: torch.device) -> Capture | None:
 
 
 class DecodeGraphs:
-    """The captured decode steps of one model. Owned by the engine thread; `capture_all` comes first."""
+    """The captured decode steps of one model. Owned by the engine thread; `capture_all` comes first.
 
-    def __init__(self, model: PreTrainedModel, inputs: DecodeInputs, capture: Capture, *, has_lora: bool) -> None:
+    num_slots: of adapters, 0 for a model without.
+    """
+
+    def __init__(self, model: PreTrainedModel, inputs: DecodeInputs, capture: Capture, *, num_slots: int) -> None:
         self._model = model
         self._inputs = inputs
         self._capture = capture
-        self._families = (False, True) if has_lora else (False,)
+        self._families = (False, True) if num_slots else (False,)
         self._sizes = bucket_sizes(inputs.max_rows)
+        sizes = self._sizes if num_slots else ()
+        self._segments = {size: SegmentBuffer(size, num_slots, inputs.device) for size in sizes}
         self._graphs: dict[tuple[bool, int], Replay] = {}
         self._logits: torch.Tensor | None = None
         self._are_usable = torch.empty(inputs.max_rows, dtype=torch.bool, device=inputs.device)
@@ -96,17 +103,17 @@ class DecodeGraphs:
                 yield
 
     def can_run(self, sequences: Sequence[ScheduledSequence]) -> bool:
-        """Whether a step is one new token per sequence, each with its logits."""
-        return len(sequences) <= self._sizes[-1] and all(
-            len(sequence.token_ids) == sequence.num_logits == 1 for sequence in sequences
-        )
+        """Whether a step was captured: one new token per sequence, each with its logits."""
+        return len(sequences) <= self._sizes[-1] and is_decode(sequences)
 
     def run(self, sequences: Sequence[ScheduledSequence]) -> StepOutput:
-        """Compute a step that `can_run`, by one copy of its inputs and one replay."""
+        """Compute a step that `can_run`, by one copy of its inputs, one of its segments, and one replay."""
         num_rows = self._sizes[bisect_left(self._sizes, len(sequences))]
-        has_lora = any(sequence.slot != BASE_SLOT for sequence in sequences)
+        segments = segments_of(sequences, [1] * len(sequences))
         self._inputs.fill(sequences, num_rows)
-        self._graphs[has_lora, num_rows].replay()
+        if segments is not None:
+            self._segments[num_rows].fill(segments)
+        self._graphs[segments is not None, num_rows].replay()
         self.num_replays += 1
         assert self._logits is not None
         count = len(sequences)
@@ -117,7 +124,7 @@ class DecodeGraphs:
 
     def _compute(self, num_rows: int, *, has_lora: bool) -> None:
         """What a graph does, from the static inputs to the static outputs."""
-        inputs = self._inputs.step(num_rows, has_lora=has_lora)
+        inputs = self._inputs.step(num_rows, self._segments[num_rows] if has_lora else None)
         with forward_context(inputs.context):
             logits = self._model(
                 input_ids=inputs.token_ids, position_ids=inputs.positions, use_cache=False, logits_to_keep=0

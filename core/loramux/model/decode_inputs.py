@@ -1,7 +1,7 @@
-"""DecodeInputs: the inputs of decode steps at fixed addresses, which captured graphs read again at every replay.
+"""DecodeInputs: the inputs of decode steps at fixed addresses, which graphs and tapes read again at every replay.
 
-A step is filled in on the host and brought over in one copy. Rows that pad a batch to its bucket are sequences of their
-own, in scratch blocks of the KV cache: what they compute changes nothing and is read by nobody.
+A step is filled in on the host, and brought over to a GPU in one copy. Rows that pad a batch to its bucket are
+sequences of their own, in scratch blocks of the KV cache: what they compute changes nothing and is read by nobody.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from loramux.batch import ScheduledSequence
 from loramux.model.batch_inputs import BatchInputs, segments_of
 from loramux.model.forward_context import DecodeGroup, ForwardContext
 from loramux.model.kv_cache import NUM_SCRATCH_SLOTS, KVCache
-from loramux_kernels import SegmentBuffer
+from loramux_kernels import AnySegments, Segments
 
 _FIELDS = ("token_ids", "positions", "kv_slots", "lengths", "rows")
+
+
+def is_decode(sequences: Sequence[ScheduledSequence]) -> bool:
+    """Whether a step is one new token per sequence, each with its logits."""
+    return all(len(sequence.token_ids) == sequence.num_logits == 1 for sequence in sequences)
 
 
 def bucket_sizes(max_rows: int) -> tuple[int, ...]:
@@ -28,13 +33,10 @@ def bucket_sizes(max_rows: int) -> tuple[int, ...]:
 class DecodeInputs:
     """The tensors of up to `max_rows` sequences with one new token each; views of one buffer on the device.
 
-    max_blocks: KV blocks of the longest sequence. num_slots: of adapters, 0 for a model without. Owned by the engine
-    thread.
+    max_blocks: KV blocks of the longest sequence. Owned by the engine thread.
     """
 
-    def __init__(
-        self, kv_cache: KVCache, *, max_rows: int, max_blocks: int, num_slots: int, device: torch.device
-    ) -> None:
+    def __init__(self, kv_cache: KVCache, *, max_rows: int, max_blocks: int, device: torch.device) -> None:
         self.max_rows = max_rows
         self.device = device
         self._kv_cache = kv_cache
@@ -44,8 +46,8 @@ class DecodeInputs:
         self._max_blocks = max_blocks
         is_cuda = device.type == "cuda"
         num_numbers = self._num_fields + max_rows * max_blocks
-        self._device_buffer = torch.zeros(num_numbers, dtype=torch.int64, device=device)
         self._host_buffer = torch.zeros(num_numbers, dtype=torch.int64, pin_memory=is_cuda)
+        self._device_buffer = torch.zeros_like(self._host_buffer, device=device) if is_cuda else self._host_buffer
         self._copied = torch.cuda.Event() if is_cuda else None  # type: ignore[no-untyped-call]
         host = self._host_buffer.numpy()
         self._host_fields = dict(zip(_FIELDS, host[: self._num_fields].reshape(-1, max_rows), strict=True))
@@ -54,8 +56,7 @@ class DecodeInputs:
         fields = self._device_buffer[: self._num_fields].view(-1, max_rows)
         self._fields: dict[str, torch.Tensor] = dict(zip(_FIELDS, fields, strict=True))
         self._tables = self._device_buffer[self._num_fields :].view(max_rows, max_blocks)
-        sizes = bucket_sizes(max_rows) if num_slots else ()
-        self._segments = {size: SegmentBuffer(size, num_slots, device) for size in sizes}
+        self._segments: Segments | None = None
         self._written_tables: list[tuple[int, ...]] = [()] * max_rows  # on the host, by row
         self._padding = _padding_rows(kv_cache, max_rows)
 
@@ -83,20 +84,30 @@ class DecodeInputs:
         fields["lengths"][:count] = positions + 1
         self._pad(count, num_rows)
         self._copy(num_rows)
-        segments = segments_of(sequences, [1] * count)
-        if segments is not None:
-            self._segments[num_rows].fill(segments)  # a copy of its own
+
+    def batch(self, sequences: Sequence[ScheduledSequence], *, has_lora: bool) -> BatchInputs:
+        """Fill in a step of just these sequences, one new token each, on a CPU: its context `is_fixed`."""
+        self.fill(sequences, len(sequences))
+        segments = segments_of(sequences, [1] * len(sequences)) if has_lora else None
+        if segments != self._segments:
+            self._segments = segments
+        inputs = self.step(len(sequences), self._segments)
+        inputs.context.is_fixed = True
+        return inputs
+
+    def forget_segments(self) -> None:
+        """Give the next batch segments of its own: a slot has another adapter."""
+        self._segments = None
 
     @property
     def kv_slots(self) -> torch.Tensor:
         """Where the keys and values of each row go: int64 [max_rows]."""
         return self._fields["kv_slots"]
 
-    def step(self, num_rows: int, *, has_lora: bool) -> BatchInputs:
+    def step(self, num_rows: int, segments: AnySegments | None) -> BatchInputs:
         """The first `num_rows` rows as a step takes them; all of them reach lm_head."""
         tensors = {name: field[:num_rows] for name, field in self._fields.items()}
         group = DecodeGroup(rows=tensors["rows"], block_ids=self._tables[:num_rows], lengths=tensors["lengths"])
-        segments = self._segments[num_rows] if has_lora else None
         context = ForwardContext(
             kv_cache=self._kv_cache,
             kv_slots=tensors["kv_slots"],
@@ -119,6 +130,8 @@ class DecodeInputs:
         self._written_tables[first:num_rows] = [()] * (num_rows - first)
 
     def _copy(self, num_rows: int) -> None:
+        if self._device_buffer is self._host_buffer:
+            return
         used = self._num_fields + num_rows * self._max_blocks
         self._device_buffer[:used].copy_(self._host_buffer[:used], non_blocking=True)
         if self._copied is not None:

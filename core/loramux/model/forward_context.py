@@ -41,7 +41,8 @@ class ForwardContext:
     kv_slots: int64 [num_tokens], where each token's key and value go: block * block_size + offset.
     segments / logit_segments: which rows of the batch, and of the rows that reach lm_head, belong to which adapter
     slot; None when no row has an adapter. prefills: sequences with several new tokens, None when there are none.
-    masks: scratch of the attention function, per window size.
+    masks: scratch of the attention function, per window size. is_fixed: whether the tensors of another step of as many
+    rows are these, at the same addresses, and a step of other rows or adapters has other segments.
     """
 
     kv_cache: KVCache
@@ -52,6 +53,7 @@ class ForwardContext:
     logit_segments: AnySegments | None = None
     masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
     windows: WindowRecord | None = None
+    is_fixed: bool = False
     _angles: dict[int, tuple[torch.Tensor, torch.Tensor, object]] = field(default_factory=dict)
 
     def angle_rows(self, angles: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from loramux.model.adapter_memory import AdapterMemory, CudaStreams, max_slab_nu
 from loramux.model.base_names import base_names
 from loramux.model.batch_inputs import build_inputs
 from loramux.model.decode_graphs import DecodeGraphs
+from loramux.model.decode_inputs import DecodeInputs, is_decode
 from loramux.model.ends import lm_head, token_embedding
 from loramux.model.forward_context import forward_context
 from loramux.model.fused.fuse import FusedModel, fuse
@@ -27,6 +28,7 @@ from loramux.model.lora_model import LoRAModel, describe_base
 from loramux.model.probe import ProbeResult, check_fused, probe
 from loramux.model.sampler import Sampler, SamplingRow, Unchosen
 from loramux.model.step_results import SequenceResult, StepOutput, choose_tokens
+from loramux_kernels.backend import use_numba
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 class ModelRunner:
     """Owns the model, its KV memory and its adapter slots. Every method belongs to the engine thread.
 
-    `graphs` are the captured decode steps, where `warm_up` could capture them; all other steps are computed eagerly.
+    `graphs` are the captured decode steps, where `warm_up` could capture them; all other steps are computed eagerly. On
+    a CPU a decode step's inputs always lie at the same addresses where `fused.stack` can record it.
     """
 
     def __init__(self, loaded: LoadedModel, args: EngineArgs) -> None:
@@ -53,6 +56,8 @@ class ModelRunner:
             probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
         )
         self.graphs: DecodeGraphs | None = None
+        is_recorded = self.fused.stack is not None and use_numba(self.kv_cache.keys[0])
+        self._recorded = self.decode_inputs(args) if is_recorded else None
         self.num_steps = 0
         self._sampler = Sampler()
 
@@ -66,10 +71,18 @@ class ModelRunner:
         assert isinstance(weight, torch.Tensor)
         return weight
 
+    def decode_inputs(self, args: EngineArgs) -> DecodeInputs:
+        """Make room for the inputs of decode steps."""
+        max_blocks = -(-self.max_model_len // args.block_size)
+        device = self.loaded.device
+        return DecodeInputs(self.kv_cache, max_rows=args.max_num_seqs, max_blocks=max_blocks, device=device)
+
     def place_adapter(self, slot: int, adapter: PackedAdapter) -> None:
         """Fill a slot before the step that uses it."""
         assert self.lora is not None
         self.lora.place(slot, adapter)
+        if self._recorded is not None:
+            self._recorded.forget_segments()
 
     def prefetch_adapters(self, adapters: Sequence[PackedAdapter]) -> None:
         """Begin to bring adapters to the device whose requests wait, the next one first; steps go on meanwhile."""
@@ -84,6 +97,8 @@ class ModelRunner:
         """Free the memory of a slot whose adapter was unloaded."""
         assert self.lora is not None
         self.lora.clear(slot)
+        if self._recorded is not None:
+            self._recorded.forget_segments()
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch, rows: Mapping[str, SamplingRow]) -> dict[str, SequenceResult]:
@@ -102,7 +117,11 @@ class ModelRunner:
     @torch.inference_mode()
     def compute(self, sequences: Sequence[ScheduledSequence]) -> StepOutput:
         """Compute a forward pass eagerly, whatever is in it."""
-        inputs = build_inputs(sequences, self.kv_cache, self.loaded.device, has_lora=self.lora is not None)
+        has_lora = self.lora is not None
+        if self._recorded is not None and is_decode(sequences):
+            inputs = self._recorded.batch(sequences, has_lora=has_lora)
+        else:
+            inputs = build_inputs(sequences, self.kv_cache, self.loaded.device, has_lora=has_lora)
         with forward_context(inputs.context):
             logits = self.loaded.model(
                 input_ids=inputs.token_ids,

@@ -15,7 +15,6 @@ from transformers.utils import logging as transformers_logging
 from loramux.batch import BASE_SLOT, ScheduledSequence
 from loramux.config import EngineArgs
 from loramux.model.decode_graphs import Capture, DecodeGraphs, graph_capture
-from loramux.model.decode_inputs import DecodeInputs
 from loramux.model.runner import ModelRunner
 from loramux_kernels.backend import use_triton
 
@@ -51,15 +50,8 @@ def warm_up(runner: ModelRunner, args: EngineArgs) -> None:
 
 
 def _graphs(runner: ModelRunner, args: EngineArgs, capture: Capture) -> DecodeGraphs:
-    max_blocks = -(-runner.max_model_len // args.block_size)
-    inputs = DecodeInputs(
-        runner.kv_cache,
-        max_rows=args.max_num_seqs,
-        max_blocks=max_blocks,
-        num_slots=0 if runner.lora is None else args.max_loras,
-        device=runner.loaded.device,
-    )
-    return DecodeGraphs(runner.loaded.model, inputs, capture, has_lora=runner.lora is not None)
+    num_slots = 0 if runner.lora is None else args.max_loras
+    return DecodeGraphs(runner.loaded.model, runner.decode_inputs(args), capture, num_slots=num_slots)
 
 
 def _compute(runner: ModelRunner, sequences: Sequence[ScheduledSequence]) -> None:

@@ -20,7 +20,7 @@ def make_cache(block_size: int = 4) -> KVCache:
 
 
 def make_inputs(cache: KVCache, max_rows: int = 16) -> DecodeInputs:
-    return DecodeInputs(cache, max_rows=max_rows, max_blocks=5, num_slots=2, device=CPU)
+    return DecodeInputs(cache, max_rows=max_rows, max_blocks=5, device=CPU)
 
 
 def sequence(token: int, position: int, *blocks: int, slot: int = BASE_SLOT) -> ScheduledSequence:
@@ -49,7 +49,7 @@ def test_a_filled_step_is_the_step_that_is_built() -> None:
 
     inputs.fill(sequences, 3)
 
-    step = inputs.step(3, has_lora=False)
+    step = inputs.step(3, None)
     assert torch.equal(step.token_ids, built.token_ids)
     assert torch.equal(step.positions, built.positions)
     assert torch.equal(step.context.kv_slots, built.context.kv_slots)
@@ -65,14 +65,14 @@ def test_rows_that_pad_write_to_scratch_slots_of_their_own_and_see_only_those(bl
 
     inputs.fill([sequence(7, 0, 3)], 8)
 
-    context = inputs.step(8, has_lora=False).context
+    context = inputs.step(8, None).context
     padding = context.kv_slots[1:]
     assert len(set(padding.tolist())) == 7
     assert int(padding.min()) >= cache.num_blocks * block_size
     assert int(padding.max()) < cache.keys[0].flatten(0, 1).shape[0]
     (group,) = context.decodes
     assert int(group.block_ids[1:].min()) >= cache.num_blocks
-    positions = inputs.step(8, has_lora=False).positions[0]
+    positions = inputs.step(8, None).positions[0]
     assert torch.equal(group.lengths, positions + 1)
     assert torch.equal(group.block_ids[:, 0] * block_size + positions, context.kv_slots)
 
@@ -81,7 +81,7 @@ def test_every_step_lies_at_the_same_addresses() -> None:
     inputs = make_inputs(make_cache())
 
     def addresses() -> list[int]:
-        step = inputs.step(4, has_lora=True)
+        step = inputs.step(4, None)
         (group,) = step.context.decodes
         tensors = (step.token_ids, step.positions, step.context.kv_slots, group.rows, group.block_ids, group.lengths)
         return [tensor.data_ptr() for tensor in tensors]
@@ -99,7 +99,7 @@ def test_a_row_of_the_last_step_is_not_taken_for_one_of_this() -> None:
 
     inputs.fill([sequence(5, 1, 9)], 2)
 
-    context = inputs.step(2, has_lora=False).context
+    context = inputs.step(2, None).context
     assert context.kv_slots.tolist() == [37, 80]
     assert context.decodes[0].block_ids.tolist() == [[9] * 5, [20] * 5]
 
@@ -108,7 +108,7 @@ def test_a_table_is_written_again_where_it_grew_and_where_padding_was() -> None:
     inputs = make_inputs(make_cache())
 
     def tables() -> list[list[int]]:
-        return inputs.step(2, has_lora=False).context.decodes[0].block_ids.tolist()
+        return inputs.step(2, None).context.decodes[0].block_ids.tolist()
 
     inputs.fill([sequence(7, 6, 4, 5), sequence(8, 2, 3)], 2)
     inputs.fill([sequence(7, 8, 4, 5, 6), sequence(8, 3, 3)], 2)

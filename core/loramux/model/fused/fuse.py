@@ -24,22 +24,30 @@ from loramux.model.fused.layers import (
     attention_forward,
     attention_rows,
     decoder_forward,
+    decoder_rows,
     mlp_rows,
     module_forward,
     norm_rows,
+    passing_forward,
 )
 from loramux.model.fused.linear import FusedLinear
+from loramux.model.fused.stack import LayerStack
 from loramux.model.host_memory import HugePages
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+MODELS = (modeling_llama.LlamaModel, modeling_mistral.MistralModel, modeling_qwen2.Qwen2Model)
 DECODER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
 
 
 class FusedModel:
-    """A model some of whose forwards are replaced. `linears` has the product that each linear layer is part of."""
+    """A model some of whose forwards are replaced. `linears` has the product that each linear layer is part of.
+
+    stack: its decoder layers, where they are computed as one.
+    """
 
     def __init__(self) -> None:
+        self.stack: LayerStack | None = None
         self.linears: dict[nn.Module, FusedLinear] = {}
         self.parts: dict[nn.Module, Callable[..., object]] = {}
         self._replaced: list[nn.Module] = []
@@ -67,6 +75,7 @@ class FusedModel:
         self.linears.clear()
         self.parts.clear()
         self._replaced.clear()
+        self.stack = None
 
     def pack(self, quantization: Quantization | None = None) -> None:
         """Bring all weights into the form that products want; see FusedLinear.pack."""
@@ -90,7 +99,11 @@ def fuse(model: PreTrainedModel, flat_modules: Collection[str]) -> FusedModel:
         if _is_same(module, modeling_llama.LlamaDecoderLayer):
             parts = [fused.parts.get(getattr(module, name)) for name in DECODER_PARTS]
             if None not in parts:
-                fused.replace(module, decoder_forward(*parts))  # type: ignore[arg-type]
+                layer = decoder_rows(*parts)  # type: ignore[arg-type]
+                fused.replace(module, decoder_forward(layer), layer)
+    for module in model.modules():
+        if any(_is_same(module, original) for original in MODELS):
+            _stack(module, fused)
     head = lm_head(model)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module in flat and module not in fused.linears:
@@ -110,6 +123,18 @@ def _fuse_layer(module: nn.Module, flat: Collection[nn.Module], fused: FusedMode
         query, key, value, out = (getattr(module, name) for name in PROJECTIONS)
         attention = attention_rows(module, fused.linear([query, key, value]), fused.linear([out]), window)
         fused.replace(module, attention_forward(attention), attention)
+
+
+def _stack(model: nn.Module, fused: FusedModel) -> None:
+    """Let the first layer of a model do the work of all, where each has a faster form."""
+    layers = list(model.layers)  # type: ignore[arg-type]  # of each of MODELS
+    parts = [fused.parts.get(layer) for layer in layers]
+    if None in parts:
+        return
+    fused.stack = LayerStack(parts)  # type: ignore[arg-type]
+    fused.replace(layers[0], decoder_forward(fused.stack))
+    for layer in layers[1:]:
+        fused.replace(layer, passing_forward)
 
 
 def _window(module: nn.Module) -> Callable[[], int | None] | None:

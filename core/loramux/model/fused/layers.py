@@ -15,7 +15,7 @@ from torch import nn
 from loramux.model.attention import attend
 from loramux.model.forward_context import current_context
 from loramux.model.fused.linear import FusedLinear
-from loramux_kernels import ScoreRule, rms_norm, rotate_and_store, silu_mul
+from loramux_kernels import ScoreRule, add_rows, rms_norm, rotate_and_store, silu_mul
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, num_tokens, head_dim]
@@ -79,15 +79,29 @@ def attention_forward(compute: Attention) -> Callable[..., Any]:
     return forward
 
 
-def decoder_forward(norm: Rows, attention: Attention, mlp_norm: Rows, mlp: Rows) -> Callable[..., Any]:
-    """The forward of Llama's pre-norm decoder layer, straight through its parts; each part's output is its own."""
+def decoder_rows(norm: Rows, attention: Attention, mlp_norm: Rows, mlp: Rows) -> Attention:
+    """Llama's pre-norm decoder layer, straight through its parts; each part's output is its own."""
+
+    def compute(rows: torch.Tensor, angles: Angles) -> torch.Tensor:
+        attended = attention(norm(rows), angles)
+        add_rows(attended, rows)
+        result = mlp(mlp_norm(attended))
+        add_rows(result, attended)
+        return result
+
+    return compute
+
+
+def decoder_forward(compute: Attention) -> Callable[..., Any]:
+    """The forward of a decoder layer, or of a stack of them."""
 
     def forward(hidden_states: torch.Tensor, position_embeddings: Angles, **_unused: object) -> torch.Tensor:
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        attended = attention(norm(rows), position_embeddings)
-        attended += rows
-        result = mlp(mlp_norm(attended))
-        result += attended
-        return result.view(hidden_states.shape)
+        return compute(rows, position_embeddings).view(hidden_states.shape)
 
     return forward
+
+
+def passing_forward(hidden_states: torch.Tensor, **_unused: object) -> torch.Tensor:
+    """The forward of a layer whose work the first one of its stack has done."""
+    return hidden_states

@@ -1,0 +1,100 @@
+"""LayerStack: the decoder layers of a model as one computation, which decode steps on a CPU record and run again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from loramux.model.forward_context import ForwardContext, current_context
+from loramux.model.fused.layers import Angles
+from loramux_kernels.backend import use_numba
+from loramux_kernels.tape import Arena, NotRecordable, Tape, record
+from loramux_kernels.team import Call
+
+logger = logging.getLogger(__name__)
+
+Layer = Callable[[torch.Tensor, Angles], torch.Tensor]
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """A tape of all layers for one number of rows, and the memory of what goes in and comes out."""
+
+    tape: Tape
+    rows: torch.Tensor
+    angles: Angles
+    result: torch.Tensor
+    segments: object  # that the tape was made or renewed for
+
+
+class LayerStack:
+    """Layers each of whose result is the input of the next; all are given the same angles.
+
+    The first step of some number of rows whose context `is_fixed` is recorded, and the following ones run its tape,
+    with the same results to the bit. With and without adapters are two tapes: which adapters, and on what rows, is
+    brought up to date when it changes. Belongs to the engine thread.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._recorded: dict[tuple[int, bool], _Recorded] = {}
+        self._inputs = Arena()
+        self._halves = Arena(), Arena()  # what a layer makes is read by it and the next: every second uses one
+        self._is_recordable = True
+        self.num_recordings = 0
+        self.num_replays = 0
+
+    def __call__(self, rows: torch.Tensor, angles: Angles) -> torch.Tensor:
+        """rows: [num_tokens, hidden]; the result is valid until the next call."""
+        context = current_context()
+        if context is None or not context.is_fixed or not self._is_recordable or not use_numba(rows):
+            return self._compute(rows, angles)
+        key = len(rows), context.segments is not None
+        recorded = self._recorded.get(key)
+        if recorded is not None:
+            return self._run(recorded, rows, angles, context)
+        try:
+            self._recorded[key] = recorded = self._record(rows, angles, context)
+        except NotRecordable as exc:
+            logger.info("decode steps not recorded reason=%r", str(exc))
+            self._is_recordable = False
+            return self._compute(rows, angles)
+        return recorded.result
+
+    def _compute(self, rows: torch.Tensor, angles: Angles) -> torch.Tensor:
+        for layer in self._layers:
+            rows = layer(rows, angles)
+        return rows
+
+    def _run(self, recorded: _Recorded, rows: torch.Tensor, angles: Angles, context: ForwardContext) -> torch.Tensor:
+        recorded.rows.copy_(rows)
+        for held, given in zip(recorded.angles, angles, strict=True):
+            held.copy_(given)
+        if context.segments is not recorded.segments:
+            recorded.tape.renew(context.segments)
+            recorded.segments = context.segments
+        recorded.tape.run()
+        self.num_replays += 1
+        return recorded.result
+
+    def _record(self, rows: torch.Tensor, angles: Angles, context: ForwardContext) -> _Recorded:
+        """Compute a step from copies of its inputs, layer by layer."""
+        self._inputs.rewind()
+        held, *held_angles = (_copy(tensor, self._inputs) for tensor in (rows, *angles))
+        cos, sin = held_angles
+        calls: list[Call] = []
+        result = held
+        for index, layer in enumerate(self._layers):
+            arena = self._halves[index % 2]
+            arena.rewind()
+            result, calls_of_layer = record(lambda: layer(result, (cos, sin)), arena)  # noqa: B023 - run at once
+            calls += calls_of_layer
+        self.num_recordings += 1
+        return _Recorded(Tape(calls), held, (cos, sin), result, context.segments)
+
+
+def _copy(tensor: torch.Tensor, arena: Arena) -> torch.Tensor:
+    return arena.empty(tensor.shape, tensor.dtype).copy_(tensor)
