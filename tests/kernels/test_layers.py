@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loramux_kernels import Backend, ScoreRule, paged_decode, rms_norm, rotate_and_store, silu_mul
+from loramux_kernels import Backend, ScoreRule, add_rows, paged_decode, rms_norm, rotate_and_store, silu_mul
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -31,6 +31,17 @@ def test_silu_mul_gates_the_second_half_by_the_first(num_rows: int, width: int) 
     gate_up = random(num_rows, 2 * width) * 5
     gate, up = gate_up.double().chunk(2, dim=-1)
     torch.testing.assert_close(silu_mul(gate_up).double(), gate / (1 + (-gate).exp()) * up, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize("width", [1, 63, 1536])
+def test_add_rows_adds_in_place_rows_one_row_to_all_and_whatever_lies_apart(num_rows: int, width: int) -> None:
+    rows, one = random(num_rows, width), random(width + 1)[:width]
+    for x in (rows, one, one[:1].expand(width), random(width, num_rows).t()):
+        y = random(num_rows, width + 2)[:, :width].contiguous()
+        want = y + x
+        add_rows(y, x)
+        assert torch.equal(y, want)
 
 
 def test_silu_mul_holds_at_the_ends_of_float32() -> None:

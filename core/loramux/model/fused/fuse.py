@@ -26,9 +26,9 @@ from loramux.model.fused.layers import (
     decoder_forward,
     decoder_rows,
     mlp_rows,
+    model_forward,
     module_forward,
     norm_rows,
-    passing_forward,
 )
 from loramux.model.fused.linear import FusedLinear
 from loramux.model.fused.stack import LayerStack
@@ -126,15 +126,12 @@ def _fuse_layer(module: nn.Module, flat: Collection[nn.Module], fused: FusedMode
 
 
 def _stack(model: nn.Module, fused: FusedModel) -> None:
-    """Let the first layer of a model do the work of all, where each has a faster form."""
-    layers = list(model.layers)  # type: ignore[arg-type]  # of each of MODELS
-    parts = [fused.parts.get(layer) for layer in layers]
-    if None in parts:
-        return
-    fused.stack = LayerStack(parts)  # type: ignore[arg-type]
-    fused.replace(layers[0], decoder_forward(fused.stack))
-    for layer in layers[1:]:
-        fused.replace(layer, passing_forward)
+    """Let a model go straight through its layers, where each of them has a faster form."""
+    parts = [fused.parts.get(layer) for layer in model.layers]  # type: ignore[union-attr]  # of each of MODELS
+    if None not in parts:
+        fused.stack = LayerStack(parts)  # type: ignore[arg-type]
+        ends = model.embed_tokens, model.rotary_emb, fused.stack, model.norm
+        fused.replace(model, model_forward(*ends))  # type: ignore[arg-type]
 
 
 def _window(module: nn.Module) -> Callable[[], int | None] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from loramux.model.attention import attend
 from loramux.model.forward_context import current_context
@@ -93,7 +94,7 @@ def decoder_rows(norm: Rows, attention: Attention, mlp_norm: Rows, mlp: Rows) ->
 
 
 def decoder_forward(compute: Attention) -> Callable[..., Any]:
-    """The forward of a decoder layer, or of a stack of them."""
+    """The forward of a decoder layer."""
 
     def forward(hidden_states: torch.Tensor, position_embeddings: Angles, **_unused: object) -> torch.Tensor:
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
@@ -102,6 +103,14 @@ def decoder_forward(compute: Attention) -> Callable[..., Any]:
     return forward
 
 
-def passing_forward(hidden_states: torch.Tensor, **_unused: object) -> torch.Tensor:
-    """The forward of a layer whose work the first one of its stack has done."""
-    return hidden_states
+def model_forward(
+    embedding: nn.Module, rotary: nn.Module, layers: Attention, norm: nn.Module
+) -> Callable[..., BaseModelOutputWithPast]:
+    """The forward of a model from token ids to what lm_head is given: no masks, no caches, no outputs in between."""
+
+    def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **_unused: object) -> BaseModelOutputWithPast:
+        hidden = embedding(input_ids)
+        rows = layers(hidden.reshape(-1, hidden.shape[-1]), rotary(hidden, position_ids=position_ids))
+        return BaseModelOutputWithPast(last_hidden_state=norm(rows.view(hidden.shape)))
+
+    return forward
