@@ -1,7 +1,8 @@
 """How long it takes from nothing to the first token: `python contrib/benchmarks/startup.py MODEL`.
 
 Every round starts processes of their own, in turns: `LLM(…)` and one token, its parts timed; and `loramux serve` until
-the first completion has come over HTTP. A round before the first reads the files and writes the bytecode.
+the first completion has come over HTTP; and torch and transformers without loramux, which are most of its imports. A
+round before the first reads the files and writes the bytecode.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 GOALS = {"imports": 3.0, "first token": 6.0, "serve: first completion": 6.0}
+LIBRARIES = "import torch; from transformers import PreTrainedModel; import time; print(time.time())"
 GIVE_UP_SECONDS = 120.0
 
 
@@ -34,8 +36,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     model = str(Path(arguments.model).expanduser())
-    rounds = [{**time_offline(model), **time_serve(model)} for _ in range(arguments.rounds + 1)][1:]
+    rounds = [{**time_libraries(), **time_offline(model), **time_serve(model)} for _ in range(arguments.rounds + 1)][1:]
     return show(rounds)
+
+
+def time_libraries() -> Mapping[str, float]:
+    """Return the seconds that the libraries' imports take by themselves."""
+    began = time.time()
+    command = [sys.executable, "-c", LIBRARIES]
+    answer = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own
+    return {"torch and transformers alone": float(answer.stdout) - began}
 
 
 def time_offline(model: str) -> Mapping[str, float]:

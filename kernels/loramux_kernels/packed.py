@@ -48,6 +48,13 @@ def pack_panels(weight: torch.Tensor, zeros: Zeros) -> torch.Tensor:
     out_features, in_features = weight.shape
     num_whole, num_rest = divmod(out_features, PANEL)
     panels = zeros((num_whole + bool(num_rest), in_features, PANEL), weight.dtype)
+    if weight.dtype is torch.float32 and use_numba(weight):
+        from loramux_kernels import panels_numba  # numba is imported where it is used
+
+        weight = weight.contiguous()
+        addresses = weight.data_ptr(), panels.data_ptr()
+        panels_numba.pack_float32().run(len(panels), *addresses, in_features, out_features)
+        return panels
     panels[:num_whole] = weight[: num_whole * PANEL].view(num_whole, PANEL, in_features).transpose(1, 2)
     if num_rest:
         panels[-1, :, :num_rest] = weight[num_whole * PANEL :].t()

@@ -1,5 +1,7 @@
 """The loop of `packed.packed_linear` and `int8.int8_linear`: a panel is read once, and multiplies all rows.
 
+Beside it the one that lays weights out in panels.
+
 A tile is some rows by the columns of a panel, three quarters of the registers. Each of its numbers is one sum in the
 order of the inputs, whatever rows are beside it.
 """
@@ -130,3 +132,28 @@ def panel_linear(weight_nbytes: int) -> Loop:
             item = following
 
     return Loop(loop(panel_linear_loop))
+
+
+@functools.cache
+def pack_float32() -> Loop:
+    """A loop that lays a weight out in panels. Items: panels.
+
+    Arguments: weight [out_features, in_features], panels, in_features, out_features.
+    """
+
+    def pack_float32_loop(a: Any) -> None:
+        in_features, out_features = a[4], a[5]
+        while True:
+            item = next_item(a)
+            if item >= a[1]:
+                break
+            first = PANEL * item
+            width = min(PANEL, out_features - first)
+            rows = floats(a[2] + 4 * in_features * first, in_features * width)
+            panel = floats(a[3] + 4 * PANEL * in_features * item, in_features * PANEL)
+            for start in range(0, in_features, CACHE_LINE // 4):  # of each row one line
+                for j in range(width):
+                    for k in range(start, min(start + CACHE_LINE // 4, in_features)):
+                        panel[PANEL * k + j] = rows[in_features * j + k]
+
+    return Loop(loop(pack_float32_loop))
