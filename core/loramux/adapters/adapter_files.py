@@ -48,6 +48,11 @@ class AdapterFile:
         del buffer[num_read:]
         return buffer
 
+    def fetch_ahead(self) -> None:
+        """Let the system read the file while something else is done, where it can be asked to."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
     def is_sparse(self) -> bool:
         """Tell, before the first read, whether the file claims bytes that nothing on the disk stands for."""
         if self.nbytes < _MIN_SPARSE_NBYTES or self.num_blocks == 0:  # 0: the file system does not say

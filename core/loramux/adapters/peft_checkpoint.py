@@ -124,6 +124,7 @@ def _read(name: str, files: AdapterFiles, checks: _Checks) -> AdapterWeights:
     _refuse_oversize(files.weights, config, checks)
     checks.passed("size")
 
+    files.weights.fetch_ahead()
     prefix = bytes(files.weights.read(LENGTH_NBYTES))
     header = bytes(_read_exactly(files.weights, header_nbytes(prefix, file_nbytes=files.weights.nbytes)))
     data_nbytes = files.weights.nbytes - len(prefix) - len(header)
