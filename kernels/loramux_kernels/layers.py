@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba, use_triton
+from loramux_kernels.recording import new_rows
 
 SHORT = 1 << 15  # elements: a loop over fewer is done before a second thread has begun
 
@@ -26,8 +27,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
     from loramux_kernels import layers_numba, machine_numba  # numba is imported where it is used
 
-    out = torch.empty_like(x)
     num_rows, hidden = x.shape
+    out = new_rows(x, num_rows, hidden)
     addresses = (x.data_ptr(), weight.data_ptr(), out.data_ptr())
     layers_numba.rms_norm().run(num_rows, *addresses, hidden, machine_numba.float_bits(eps), alone=x.numel() < SHORT)
     return out
@@ -57,7 +58,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
         return F.silu(gate_up[:, :width]) * gate_up[:, width:]
     from loramux_kernels import layers_numba
 
-    out = gate_up.new_empty(gate_up.shape[0], width)
+    out = new_rows(gate_up, gate_up.shape[0], width)
     layers_numba.silu_mul().run(gate_up.shape[0], gate_up.data_ptr(), out.data_ptr(), width, alone=out.numel() < SHORT)
     return out
 

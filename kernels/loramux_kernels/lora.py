@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 
 from loramux_kernels.backend import use_numba, use_triton
+from loramux_kernels.recording import is_recording
 from loramux_kernels.segments import AnySegments
 from loramux_kernels.slot_weights import SlotWeights
-from loramux_kernels.team import are_calls_listed
 
 
 def lora_shrink(x: torch.Tensor, weights: SlotWeights, segments: AnySegments, out: torch.Tensor) -> None:
@@ -76,7 +76,7 @@ def lora_group(
         _check_group(x, members, segments, y)
         lora_triton.group(x, members, segments, y)
         return
-    changing = [member for member in members if member[0].highest_rank or are_calls_listed()]
+    changing = [member for member in members if member[0].highest_rank or is_recording()]
     if not segments.slots or not changing:
         return
     _check_group(x, changing, segments, y)

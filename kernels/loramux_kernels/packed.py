@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
 from loramux_kernels.backend import use_numba
 from loramux_kernels.layers import add_rows
+from loramux_kernels.recording import new_rows
 
 PANEL = 32  # outputs that lie together
 SHORT = 1 << 15  # multiplications: a loop of fewer is done before a second thread has begun
@@ -89,7 +90,7 @@ def multiply_panels(
     num_rows, in_features = x.shape
     if x.stride(1) != 1:
         x = x.contiguous()
-    y = x.new_empty(num_rows, out_features)
+    y = new_rows(x, num_rows, out_features)
     panels_numba.panel_linear(panels.itemsize).run(
         len(panels),
         *(x.data_ptr(), 4 * x.stride(0), num_rows, in_features, panels.data_ptr(), y.data_ptr()),

@@ -7,50 +7,20 @@ a CUDA graph is to kernels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loramux_kernels.team import Call, list_calls, team_size_address, yield_address
-
-ALIGNMENT = 64  # bytes: a cache line
-CHUNK_NBYTES = 1 << 20
+from loramux_kernels.recording import Arena, Call, record_calls
+from loramux_kernels.team import team_size_address, yield_address
 
 
 class NotRecordable(Exception):
     """What was recorded computes by something else than loops; the message names it."""
-
-
-class Arena:
-    """Memory that is given out from the front to the back, and again from the front after `rewind`.
-
-    It grows, and is never given back: what was recorded at an address finds it there. Belongs to one thread.
-    """
-
-    def __init__(self) -> None:
-        self._chunks: list[torch.Tensor] = []
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Give out the same memory again."""
-        self._chunk = self._used = 0
-
-    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A contiguous tensor of whatever numbers were left there."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        while self._chunk == len(self._chunks) or self._used + num_bytes > len(self._chunks[self._chunk]):
-            if self._chunk == len(self._chunks):
-                self._chunks.append(torch.empty(max(num_bytes, CHUNK_NBYTES), dtype=torch.uint8))
-            else:
-                self._chunk += 1
-            self._used = 0
-        memory = self._chunks[self._chunk][self._used : self._used + num_bytes]
-        self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
-        return memory.view(dtype).view(*shape)
 
 
 class Tape:
@@ -80,7 +50,7 @@ class Tape:
         return len(self._calls)
 
     def renew(self, batch: object) -> None:
-        """Bring what depends on the batch up to date: see `team.Renew`. The tape keeps the batch."""
+        """Bring what depends on the batch up to date: see `recording.Renew`. The tape keeps the batch."""
         self._batch = batch
         for index, call in enumerate(self._calls):
             if call.renew is not None:
@@ -96,31 +66,28 @@ class Tape:
         self._fresh[start + 1 : stop] = numbers
 
 
-def record(compute: Callable[[], torch.Tensor], arena: Arena) -> tuple[torch.Tensor, list[Call]]:
-    """Compute by loops, whose calls are returned with the result; every new tensor comes from the arena.
+def record(
+    compute: Callable[[], torch.Tensor], arena: Arena, *, is_checked: bool = True
+) -> tuple[torch.Tensor, list[Call]]:
+    """Compute by loops, whose calls are returned with the result; the rows of ops lie in the arena.
 
-    Raises NotRecordable at anything else that torch is asked to compute.
+    Raises NotRecordable at anything that torch is asked to compute, or to find memory for. To look costs as much as
+    the loops: who has seen that the same code is recordable may leave it.
     """
-    with list_calls() as calls, _OnlyLoops(arena):
+    checks = _OnlyLoops() if is_checked else nullcontext()  # type: ignore[no-untyped-call]
+    with record_calls(arena) as calls, checks:
         return compute(), calls
 
 
 class _OnlyLoops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets tensors be made, in the arena, and be viewed; everything else raises NotRecordable."""
-
-    def __init__(self, arena: Arena) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._arena = arena
+    """Lets tensors be viewed; everything else raises NotRecordable."""
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("empty", "new_empty", "empty_like"):
-            return self._arena.empty(result.shape, result.dtype)
         if not _is_view(result, args):
-            raise NotRecordable(f"torch's {name}")
+            raise NotRecordable(f"torch's {func.overloadpacket.__name__}")
         return result
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
+
+from loramux_kernels.recording import Call, Renew, recording
 
 
 class Compiled(Protocol):
@@ -24,43 +23,6 @@ class Compiled(Protocol):
 
     @property
     def address(self) -> int: ...
-
-
-Renew = Callable[[Any], tuple[int, ...]]
-"""The number of items and the arguments of a call for another batch; as many as the call had."""
-
-
-class Call(NamedTuple):
-    """What a loop was run with. numbers: of items, then the arguments; renew: None where every batch has the same."""
-
-    loop: Loop
-    numbers: tuple[int, ...]
-    renew: Renew | None
-
-
-class _Calls(threading.local):
-    """The calls of this thread, while they are written down."""
-
-    listed: list[Call] | None = None
-
-
-_calls = _Calls()
-
-
-@contextmanager
-def list_calls() -> Iterator[list[Call]]:
-    """Write down what this thread's loops are run with, until the block ends. Loops compute as ever."""
-    listed: list[Call] = []
-    _calls.listed = listed
-    try:
-        yield listed
-    finally:
-        _calls.listed = None
-
-
-def are_calls_listed() -> bool:
-    """Whether what runs now is to run again for other batches: what one batch has no use for is then run as well."""
-    return _calls.listed is not None
 
 
 class Loop:
@@ -78,8 +40,8 @@ class Loop:
 
     def run(self, num_items: int, *arguments: int, alone: bool = False, renew: Renew | None = None) -> None:
         """Compute all items and return; `alone` keeps a loop too short for a team on the calling thread."""
-        if _calls.listed is not None:
-            _calls.listed.append(Call(self, (num_items, *arguments), renew))
+        if recording.calls is not None:
+            recording.calls.append(Call(self, (num_items, *arguments), renew))
         values = array("q", (0, num_items, *arguments))
         address = values.buffer_info()[0]
         if alone or num_items < 2 or (num_threads := torch.get_num_threads()) < 2:

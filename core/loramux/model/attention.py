@@ -16,6 +16,7 @@ from loramux.model.forward_context import DecodeGroup, ForwardContext, current_c
 from loramux_kernels import PrefillBatch, ScoreRule, paged_decode, paged_prefill
 from loramux_kernels.attention import has_loop
 from loramux_kernels.backend import use_triton
+from loramux_kernels.recording import new_rows
 
 ATTENTION_NAME = "loramux_paged"
 
@@ -76,7 +77,7 @@ def attend(context: ForwardContext, layer: int, query: torch.Tensor, num_heads: 
     query: [num_tokens, num_heads * key_dim], whose rows may lie apart; returns [num_tokens, num_heads * value_dim].
     """
     keys, values = context.kv_cache.keys[layer], context.kv_cache.values[layer]
-    output = query.new_empty(query.shape[0], num_heads * values.shape[-1])
+    output = new_rows(query, len(query), num_heads * values.shape[-1])
     heads, attended = query.unflatten(1, (num_heads, -1)), output.view(len(output), num_heads, -1)  # type: ignore[no-untyped-call]
     reads_blocks = use_triton(query) or has_loop(query, keys, values, rule)
     if context.prefills is not None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from loramux.model.forward_context import ForwardContext, current_context
 from loramux.model.fused.layers import Angles
 from loramux_kernels.backend import use_numba
-from loramux_kernels.tape import Arena, NotRecordable, Tape, record
-from loramux_kernels.team import Call
+from loramux_kernels.recording import Arena, Call
+from loramux_kernels.tape import NotRecordable, Tape, record
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class LayerStack:
         self._inputs = Arena()
         self._halves = Arena(), Arena()  # what a layer makes is read by it and the next: every second uses one
         self._is_recordable = True
+        self._checked: set[bool] = set()  # of what was recorded: with adapters, without
         self.num_recordings = 0
         self.num_replays = 0
 
@@ -85,13 +87,16 @@ class LayerStack:
         self._inputs.rewind()
         held, *held_angles = (_copy(tensor, self._inputs) for tensor in (rows, *angles))
         cos, sin = held_angles
+        has_lora = context.segments is not None
+        is_checked = has_lora not in self._checked  # the layers' code is the same for all numbers of rows
         calls: list[Call] = []
         result = held
         for index, layer in enumerate(self._layers):
             arena = self._halves[index % 2]
             arena.rewind()
-            result, calls_of_layer = record(lambda: layer(result, (cos, sin)), arena)  # noqa: B023 - run at once
+            result, calls_of_layer = record(partial(layer, result, (cos, sin)), arena, is_checked=is_checked)
             calls += calls_of_layer
+        self._checked.add(has_lora)
         self.num_recordings += 1
         return _Recorded(Tape(calls), held, (cos, sin), result, context.segments)
 
