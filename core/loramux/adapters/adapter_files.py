@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+import numpy as np
+
 from loramux.adapters.refusal import Refusal
 from loramux.lora.remote import ADAPTER_FILE_NAMES, CONFIG_NAME, WEIGHTS_NAME
 
@@ -38,15 +40,14 @@ class AdapterFile:
     nbytes: int
     num_blocks: int
 
-    def read(self, nbytes: int) -> bytearray:
+    def read(self, nbytes: int) -> memoryview:
         """Return the next `nbytes` bytes, fewer only at the end of the file."""
-        buffer = bytearray(nbytes)
+        # not a bytearray: that is filled with zeros first, and every other thread of Python waits meanwhile
+        buffer = np.empty(nbytes, dtype=np.uint8).data
         num_read = 0
-        with memoryview(buffer) as view:
-            while num_read < nbytes and (count := self.stream.readinto(view[num_read:])):
-                num_read += count
-        del buffer[num_read:]
-        return buffer
+        while num_read < nbytes and (count := self.stream.readinto(buffer[num_read:])):
+            num_read += count
+        return buffer[:num_read]
 
     def fetch_ahead(self) -> None:
         """Let the system read the file while something else is done, where it can be asked to."""
@@ -112,7 +113,7 @@ def read_texts(folder: Path, names: Sequence[str], *, allowed_root: Path | None,
         for name in names:
             if not _exists(name, descriptor):
                 continue
-            raw = _open_file(name, descriptor, no_follow, stack).read(most_nbytes + 1)
+            raw = bytes(_open_file(name, descriptor, no_follow, stack).read(most_nbytes + 1))
             if len(raw) > most_nbytes:
                 raise Refusal(f"{name} has more than {most_nbytes} bytes.")
             try:

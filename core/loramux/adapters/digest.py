@@ -43,7 +43,7 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def digest_of_bytes(config: bytes, weights: Sequence[bytes | bytearray]) -> str:
+def digest_of_bytes(config: bytes, weights: Sequence[bytes | bytearray | memoryview]) -> str:
     """Return the digest of an adapter whose weights file was read in these pieces."""
     digest = hashlib.sha256(_length(len(config)))
     digest.update(config)

@@ -168,20 +168,20 @@ def _max_weights_nbytes(config: PeftConfig, base: BaseModelSpec) -> int:
     return int(_SLACK * num_values * torch.float32.itemsize) + MAX_HEADER_NBYTES
 
 
-def _read_exactly(file: AdapterFile, nbytes: int) -> bytearray:
+def _read_exactly(file: AdapterFile, nbytes: int) -> memoryview:
     content = file.read(nbytes)
     if len(content) != nbytes:
         raise Refusal(f"{file.name} is truncated.")
     return content
 
 
-def _refuse_changed_base(saved: SavedBaseWeight, data: bytearray, base_weight: BaseWeight | None) -> None:
+def _refuse_changed_base(saved: SavedBaseWeight, data: memoryview, base_weight: BaseWeight | None) -> None:
     if base_weight is None:
         raise Refusal(f"module {saved.module}: its saved base weight cannot be compared with this base model.")
     refuse_changed_base(saved.module, tensor_at(data, saved.entry), base_weight(saved.module))
 
 
-def _modules(layout: AdapterLayout, data: bytearray) -> dict[str, ModuleWeights]:
+def _modules(layout: AdapterLayout, data: memoryview) -> dict[str, ModuleWeights]:
     modules = {}
     # A view keeps the whole buffer: with copies of base weights in it, that can be a hundred times the adapter.
     must_copy = bool(layout.saved_base_weights)

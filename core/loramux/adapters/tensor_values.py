@@ -14,15 +14,15 @@ _ROWS_AT_ONCE = 4096  # an embedding is compared in pieces: whole, it would need
 _SMALLEST_DIFFERENCE = 1e-6  # float16 cannot tell values nearer to zero apart
 
 
-def tensor_at(data: bytearray, entry: TensorEntry) -> torch.Tensor:
+def tensor_at(data: memoryview | bytearray, entry: TensorEntry) -> torch.Tensor:
     """Return the tensor as a view of `data`, which it keeps alive."""
     start, count = entry.start, math.prod(entry.shape)
     if start % entry.dtype.itemsize:  # torch reads from any address, but kernels want whole ones
-        data, start = data[start : entry.end], 0
+        data, start = bytearray(data[start : entry.end]), 0
     return torch.frombuffer(data, dtype=entry.dtype, count=count, offset=start).reshape(entry.shape)
 
 
-def refuse_non_finite(data: bytearray, entries: Sequence[TensorEntry], serving_dtype: torch.dtype) -> None:
+def refuse_non_finite(data: memoryview | bytearray, entries: Sequence[TensorEntry], serving_dtype: torch.dtype) -> None:
     """Raise Refusal if any value is not finite as stored, or will not be in the dtype that serves.
 
     The entries cover `data`, so one pass over all of it is enough for a sound file; only a refusal needs the names.

@@ -346,7 +346,7 @@ def test_a_file_that_keeps_changing_is_refused(
 
 
 def test_an_io_error_is_a_refusal(llama_base: Any, adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: object, nbytes: int) -> bytearray:
+    def fail(self: object, nbytes: int) -> memoryview:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(adapter_files.AdapterFile, "read", fail)
