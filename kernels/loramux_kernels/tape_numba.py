@@ -8,7 +8,7 @@ from typing import Any
 from loramux_kernels.machine_numba import ask, call, count_at, count_up, ints, loop
 from loramux_kernels.team import Loop
 
-PATIENCE = 1 << 12  # looks at who is still to come, before the processor is offered to them
+PATIENCE = 1 << 20  # looks at who is still to come, in some milliseconds, before the processor is offered
 ARRIVED = 3  # the argument that counts arrivals
 
 
@@ -17,8 +17,9 @@ def play() -> Loop:
     """Arguments: calls, int64 [num_items, 2], each a function and its arguments; 0; how to ask for the team's size,
     and how to give the processor away.
 
-    Every thread runs every call, whose items they share out. A thread without a processor would keep all others
-    waiting, so who waits for long offers its own.
+    Every thread runs every call, whose items they share out. Who waits for the others stays awake: a processor that is
+    given away is not had back for a whole slice of time. Only where there are fewer processors than threads is it the
+    others' only chance.
     """
 
     def play_loop(a: Any) -> None:

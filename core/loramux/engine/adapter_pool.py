@@ -19,7 +19,7 @@ from loramux.engine.adapter_loader import AdapterLoader, LoadListener
 from loramux.errors import ConfigInvalid, EngineOverloaded, RequestInvalid
 from loramux.lora.request import LoRARequest
 from loramux.model.runner import ModelRunner
-from loramux.model.threads import compute_alone
+from loramux.model.threads import compute_beside
 
 EventListener = Callable[[str, LoRARequest], None]
 
@@ -45,7 +45,7 @@ class AdapterPool:
         loader = AdapterLoader(runner, args, on_event=on_event, on_load=on_load)
         self._on_load = on_load
         self.host_cache = HostCache(
-            capacity=args.host_loras, load=loader.load, listener=loader, begin_thread=compute_alone
+            capacity=args.host_loras, load=loader.load, listener=loader, begin_thread=compute_beside
         )
         self.slots = SlotTable(args.max_loras)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 
 from loramux_kernels.team import stay_alone
 
+BESIDE = 10  # the nice value, 0 to 19, of a thread that gets what others leave, and a little more
 CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -24,9 +27,17 @@ def use_physical_cores() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), num_usable_cores()))
 
 
-def compute_alone() -> None:
-    """Have torch compute with the calling thread alone, for threads that compute beside the engine's; see `team`."""
+def compute_beside() -> None:
+    """Have the calling thread compute alone (see `team.stay_alone`), and give way to the engine's threads.
+
+    Each loop of a step ends when all threads are done with it: one that has lost its processor to somebody else holds
+    up the others for as long, several times in a step. Only Linux has priorities of single threads.
+    """
     stay_alone()
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        lowered = max(BESIDE, os.getpriority(os.PRIO_PROCESS, thread))  # to raise it may be forbidden
+        os.setpriority(os.PRIO_PROCESS, thread, lowered)
 
 
 def num_usable_cores(topology: Path = CPU_TOPOLOGY, cgroup: Path = CGROUP) -> int:

@@ -1,12 +1,16 @@
 """Torch computes with the physical cores that this process may use, and with no more."""
 
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from loramux.model import threads
-from loramux.model.threads import num_usable_cores, use_physical_cores
+from loramux.model.threads import BESIDE, compute_beside, num_usable_cores, use_physical_cores
 
 
 def make_topology(root: Path, siblings: dict[int, str]) -> Path:
@@ -66,3 +70,19 @@ def test_the_number_of_threads_is_lowered_and_never_raised(monkeypatch: pytest.M
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of single threads")
+@pytest.mark.parametrize("before", [0, BESIDE + 5])
+def test_a_thread_that_computes_beside_the_engine_gives_way_and_the_others_do_not(before: int) -> None:
+    def nice() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def begin() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), before)
+        compute_beside()
+
+    own = nice()
+    with ThreadPoolExecutor(1, initializer=begin) as pool:
+        assert pool.submit(nice).result() == max(before, BESIDE)
+    assert nice() == own
