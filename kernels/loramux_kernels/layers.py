@@ -35,13 +35,15 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rows(y: torch.Tensor, x: torch.Tensor) -> None:
-    """Add x [num_rows, width], or [width] to every row, to y [num_rows, width], in place; x may have any strides."""
+    """Add x, [num_rows, width] or, for every row, [width], to y [num_rows, width] in place; x may have any strides."""
     if not use_numba(y):
         y.add_(x)
         return
     from loramux_kernels import layers_numba
 
     num_rows, width = y.shape
+    if x.shape not in ((num_rows, width), (width,)):
+        raise ValueError(f"cannot add rows of shape {list(x.shape)} to {list(y.shape)}")
     x = x.contiguous()
     stride = 4 * width if x.dim() == 2 else 0
     layers_numba.add_rows().run(num_rows, x.data_ptr(), stride, y.data_ptr(), width, alone=y.numel() < SHORT)

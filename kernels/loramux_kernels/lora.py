@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from loramux_kernels.backend import use_numba, use_triton
-from loramux_kernels.recording import is_recording
+from loramux_kernels.recording import NotRecordable, is_recording
 from loramux_kernels.segments import AnySegments
 from loramux_kernels.slot_weights import SlotWeights
 
@@ -77,7 +77,7 @@ def lora_group(
         lora_triton.group(x, members, segments, y)
         return
     changing = [member for member in members if member[0].highest_rank or is_recording()]
-    if not segments.slots or not changing:
+    if not (changing and (segments.slots or is_recording())):
         return
     _check_group(x, changing, segments, y)
     if use_numba(x) and x.stride(1) == y.stride(1) == 1:
@@ -85,6 +85,8 @@ def lora_group(
 
         lora_numba.group(x, changing, segments, y)
         return
+    if is_recording():
+        raise NotRecordable("LoRA by torch's products")
     for weights, first in changing:
         columns = y[:, first : first + weights.out_features]
         for slot, start, length in zip(segments.slots, segments.starts, segments.lengths, strict=True):

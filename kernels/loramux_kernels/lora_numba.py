@@ -49,21 +49,20 @@ Item = tuple[int, ...]
 
 
 def group(x: torch.Tensor, members: Sequence[tuple[SlotWeights, int]], segments: AnySegments, y: torch.Tensor) -> None:
-    """The contract is `lora.lora_group`'s; the members have pairs, and rows lie as their elements follow each other."""
+    """The contract is `lora.lora_group`'s; rows lie as their elements follow each other."""
     rows = (x.data_ptr(), 4 * x.stride(0), x.shape[1]), (y.data_ptr(), 4 * y.stride(0))
-    work = _plan(members, segments).work
+    plan = _plan(members, segments)
     lora().run(
-        *_numbers(members, *rows, segments),
-        alone=work.rank_rows * x.shape[1] + work.expand_size < SHORT,
-        renew=functools.partial(_numbers, members, *rows),
+        *_numbers(plan, members, *rows),
+        alone=plan.work.rank_rows * x.shape[1] + plan.work.expand_size < SHORT,
+        renew=lambda segments: _numbers(_plan(members, segments), members, *rows),
     )
 
 
 def _numbers(
-    members: Sequence[tuple[SlotWeights, int]], x: tuple[int, ...], y: tuple[int, ...], segments: AnySegments
+    plan: Plan, members: Sequence[tuple[SlotWeights, int]], x: tuple[int, ...], y: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Items and arguments of the loop; x and y: what it is told of them."""
-    plan = _plan(members, segments)
     work = plan.work
     of_work = (work.num_items, 0, work.num_shrinks, work.items_address)
     tables = (weights.host_table() for weights, _first in members)
@@ -94,7 +93,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A group's work in one step, and the rows between its halves."""
+    """A group's work on a batch, and the rows between its halves."""
 
     work: Work
     shrunk: npt.NDArray[np.float32]  # [num_rows, width]; not torch's, for a recording lets a layer use its memory again

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from loramux_kernels.team import Loop
 
 ALIGNMENT = 64  # bytes: a cache line
-CHUNK_NBYTES = 1 << 20
+CHUNK_NBYTES = 256 * 2**20  # of addresses; what is not written takes no memory
 
 Renew = Callable[[Any], tuple[int, ...]]
 """The number of items and the arguments of a call for another batch; as many as the call had."""
+
+
+class NotRecordable(Exception):
+    """What was recorded computes by something else than loops; the message names it."""
 
 
 class Call(NamedTuple):
@@ -52,13 +56,19 @@ class Arena:
         num_bytes = math.prod(shape) * dtype.itemsize
         while self._chunk == len(self._chunks) or self._used + num_bytes > len(self._chunks[self._chunk]):
             if self._chunk == len(self._chunks):
-                self._chunks.append(torch.frombuffer(mmap.mmap(-1, max(num_bytes, CHUNK_NBYTES)), dtype=torch.uint8))
+                self._chunks.append(_reserve(max(num_bytes, CHUNK_NBYTES)))
             else:
                 self._chunk += 1
             self._used = 0
         memory = self._chunks[self._chunk][self._used : self._used + num_bytes]
         self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         return memory.view(dtype).view(*shape)
+
+
+def _reserve(num_bytes: int) -> torch.Tensor:
+    """Addresses of this process alone: a forked one computes in memory of its own."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    return torch.frombuffer(mmap.mmap(-1, num_bytes, **private), dtype=torch.uint8)
 
 
 class _Recording(threading.local):
@@ -75,8 +85,8 @@ recording = _Recording()
 def record_calls(arena: Arena) -> Iterator[list[Call]]:
     """Write down what this thread's loops are run with, until the block ends. Loops compute as ever."""
     calls: list[Call] = []
-    recording.calls, recording.arena = calls, arena
     try:
+        recording.calls, recording.arena = calls, arena
         yield calls
     finally:
         recording.calls = recording.arena = None

@@ -1,4 +1,6 @@
-"""Segments: which rows of one batch belong to which adapter slot, built once per step and shared by all layers.
+"""Segments: which rows of one batch belong to which adapter slot, shared by all layers of a step.
+
+Steps of the same batch may share them too, until a slot has another adapter: ops keep their plans there.
 
 Rows of one segment are contiguous and use one slot; rows in no segment are base rows, which no op touches.
 """

@@ -1,8 +1,8 @@
 """Tape: loops that ran one after the other, to be run again by one call.
 
-A decode step on a CPU is some three hundred short loops, and what leads to each of them in Python takes as long as a
-short one. A tape is what is left when the same loops run again at the same addresses. It is to the loops of numba what
-a CUDA graph is to kernels.
+A decode step on a CPU is some 400 short loops, and what leads to each of them in Python takes as long as a short one. A
+tape is what is left when the same loops run again at the same addresses. It is to the loops of numba what a CUDA graph
+is to kernels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loramux_kernels.recording import Arena, Call, record_calls
+from loramux_kernels.recording import Arena, Call, NotRecordable, record_calls
 from loramux_kernels.team import team_size_address, yield_address
-
-
-class NotRecordable(Exception):
-    """What was recorded computes by something else than loops; the message names it."""
 
 
 class Tape:
@@ -32,7 +28,8 @@ class Tape:
     def __init__(self, calls: Sequence[Call]) -> None:
         from loramux_kernels import tape_numba  # numba is imported where it is used
 
-        self._calls = tuple(calls)  # which keep the machine code
+        self._loops = [call.loop for call in calls]  # which keep the machine code
+        self._renews = [(index, call.renew) for index, call in enumerate(calls) if call.renew is not None]
         self._play = tape_numba.play()
         sizes = [1 + len(call.numbers) for call in calls]  # before the numbers, the item that comes next
         self._starts = np.cumsum([0, *sizes])
@@ -47,19 +44,18 @@ class Tape:
 
     def __len__(self) -> int:
         """How many loops there are."""
-        return len(self._calls)
+        return len(self._loops)
 
     def renew(self, batch: object) -> None:
         """Bring what depends on the batch up to date: see `recording.Renew`. The tape keeps the batch."""
         self._batch = batch
-        for index, call in enumerate(self._calls):
-            if call.renew is not None:
-                self._write(index, call.renew(batch))
+        for index, renew in self._renews:
+            self._write(index, renew(batch))
 
     def run(self) -> None:
         """Run all loops in their order, without the GIL, on the team that torch's operators have."""
         np.copyto(self._arguments, self._fresh)
-        self._play.run(len(self._calls), self._table.ctypes.data, 0, team_size_address(), yield_address())
+        self._play.run(len(self._loops), self._table.ctypes.data, 0, team_size_address(), yield_address())
 
     def _write(self, index: int, numbers: tuple[int, ...]) -> None:
         start, stop = self._starts[index : index + 2]

@@ -19,8 +19,8 @@ from loramux_kernels import (
     silu_mul,
 )
 from loramux_kernels.backend import use_numba
-from loramux_kernels.recording import Arena
-from loramux_kernels.tape import NotRecordable, Tape, record
+from loramux_kernels.recording import Arena, NotRecordable, is_recording
+from loramux_kernels.tape import Tape, record
 
 WIDTH, SLOTS = 96, 3
 
@@ -55,7 +55,8 @@ def test_a_tape_computes_again_to_the_bit_what_lies_at_its_addresses(
         assert torch.equal(result, first)
         tape = Tape(calls)
         assert len(tape) == 5, "norm, product, bias, gate, sum"
-        for _ in range(3):
+        for threads in (num_threads, 1, 2):
+            torch.set_num_threads(threads)
             held.copy_(torch.randn(num_rows, WIDTH))
             tape.run()
             assert torch.equal(result, compute(held))
@@ -168,6 +169,47 @@ def test_the_reference_cannot_be_recorded(weights: dict[str, torch.Tensor]) -> N
             record(lambda: rms_norm(torch.ones(2, WIDTH), weights["norm"], 1e-6), Arena())
     finally:
         select_backend(None)
+
+
+def test_an_arena_does_not_grow_with_every_larger_number_of_rows() -> None:
+    arena = Arena()
+    addresses = set()
+    for num_rows in range(1, 65):
+        arena.rewind()
+        for width in (40_000, 20_000):
+            addresses.add(arena.empty((num_rows, width), torch.float32).data_ptr())
+    assert max(addresses) - min(addresses) < 64 * 60_000 * 4
+
+
+@torch.inference_mode()
+def test_nothing_is_recorded_after_what_failed(weights: dict[str, torch.Tensor]) -> None:
+    rows = torch.ones(2, WIDTH)
+
+    def fail() -> torch.Tensor:
+        rms_norm(rows, weights["norm"], 1e-6)
+        raise KeyboardInterrupt
+
+    arena = Arena()
+    with pytest.raises(KeyboardInterrupt):
+        record(fail, arena)
+
+    assert not is_recording()
+    first = arena.empty((1,), torch.float32)
+    assert rms_norm(rows, weights["norm"], 1e-6).data_ptr() - first.data_ptr() not in range(1 << 16)
+
+
+@torch.inference_mode()
+def test_lora_that_torch_computes_cannot_be_recorded_even_where_no_slot_has_a_pair() -> None:
+    module = SlotWeights(1, WIDTH, 32, torch.float32, "cpu", max_rank=4)
+    apart = torch.randn(WIDTH, 2).t()
+    y = torch.zeros(2, 32)
+
+    def compute() -> torch.Tensor:
+        lora_group(apart, ((module, 0),), Segments((0,), (0,), (2,), 2), y)
+        return y[:]
+
+    with pytest.raises(NotRecordable, match="LoRA"):
+        record(compute, Arena())
 
 
 def test_an_arena_gives_out_the_same_memory_after_a_rewind_and_none_twice_before() -> None:

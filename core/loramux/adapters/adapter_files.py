@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -52,7 +52,8 @@ class AdapterFile:
     def fetch_ahead(self) -> None:
         """Let the system read the file while something else is done, where it can be asked to."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # not every file system takes advice
+                os.posix_fadvise(self.stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
     def is_sparse(self) -> bool:
         """Tell, before the first read, whether the file claims bytes that nothing on the disk stands for."""

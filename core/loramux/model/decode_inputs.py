@@ -71,6 +71,7 @@ class DecodeInputs:
         for row, sequence in enumerate(sequences):
             table = sequence.block_table
             if table != self._written_tables[row]:  # which most are not: a block lasts for many tokens
+                self._written_tables[row] = ()  # should this be interrupted
                 tables[row, len(table) :] = table[0]  # what others write in this step may not be finite
                 tables[row, : len(table)] = table
                 self._written_tables[row] = table

@@ -14,7 +14,7 @@ from loramux_kernels import AnySegments, PrefillBatch
 
 @dataclass(frozen=True, slots=True)
 class DecodeGroup:
-    """Sequences with one new token each: where torch or numba serves, of similar length; where Triton does, all.
+    """Sequences with one new token each: of similar length where torch may serve, which reads the padding; else all.
 
     rows: int64 [n], their rows of the batch. block_ids: int64 [n, max_blocks], padded with a block of the same
     sequence: what others write in this step may not be finite.

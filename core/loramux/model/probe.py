@@ -61,13 +61,17 @@ class _ProbeCache(KVCache):
         super().write(layer, key, value, kv_slots)
 
 
+FORWARD_FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError)
+"""What the forward pass of a model may raise that is given something else than it was written for."""
+
+
 def probe(model: PreTrainedModel, name: str) -> ProbeResult:
     """Check that the paged forward pass equals the model's own; raises ModelUnsupported with the reason."""
     try:
         return _probe(model)
     except ModelUnsupported as exc:
         raise ModelUnsupported(f"model {name!r} ({type(model).__name__}) cannot be served: {exc}") from exc
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError) as exc:
+    except FORWARD_FAILURES as exc:
         raise ModelUnsupported(
             f"model {name!r} ({type(model).__name__}) cannot be served: its forward pass does not take a flattened "
             f"batch ({type(exc).__name__}: {exc})"
@@ -81,8 +85,11 @@ def check_fused(model: PreTrainedModel, probed: ProbeResult) -> None:
     cache = KVCache(
         probed.layers, num_blocks=_num_blocks(prompts), block_size=BLOCK_SIZE, dtype=model.dtype, device=model.device
     )
-    for is_first in (True, False):
-        logits = _paged_logits(model, cache, prompts, WindowRecord(), is_first=is_first)
+    try:
+        for is_first in (True, False):
+            logits = _paged_logits(model, cache, prompts, WindowRecord(), is_first=is_first)
+    except FORWARD_FAILURES as exc:
+        raise ModelUnsupported(f"{type(exc).__name__}: {exc}") from exc
     _check_equal(logits, probed.logits, model.dtype)
 
 

@@ -57,7 +57,7 @@ class ModelRunner:
         )
         self.graphs: DecodeGraphs | None = None
         is_recorded = self.fused.stack is not None and use_numba(self.kv_cache.keys[0])
-        self._recorded = self.decode_inputs(args) if is_recorded else None
+        self._fixed_inputs = self.decode_inputs(args) if is_recorded else None
         self.num_steps = 0
         self._sampler = Sampler()
 
@@ -81,8 +81,8 @@ class ModelRunner:
         """Fill a slot before the step that uses it."""
         assert self.lora is not None
         self.lora.place(slot, adapter)
-        if self._recorded is not None:
-            self._recorded.forget_segments()
+        if self._fixed_inputs is not None:
+            self._fixed_inputs.forget_segments()
 
     def prefetch_adapters(self, adapters: Sequence[PackedAdapter]) -> None:
         """Begin to bring adapters to the device whose requests wait, the next one first; steps go on meanwhile."""
@@ -97,8 +97,8 @@ class ModelRunner:
         """Free the memory of a slot whose adapter was unloaded."""
         assert self.lora is not None
         self.lora.clear(slot)
-        if self._recorded is not None:
-            self._recorded.forget_segments()
+        if self._fixed_inputs is not None:
+            self._fixed_inputs.forget_segments()
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch, rows: Mapping[str, SamplingRow]) -> dict[str, SequenceResult]:
@@ -118,8 +118,8 @@ class ModelRunner:
     def compute(self, sequences: Sequence[ScheduledSequence]) -> StepOutput:
         """Compute a forward pass eagerly, whatever is in it."""
         has_lora = self.lora is not None
-        if self._recorded is not None and is_decode(sequences):
-            inputs = self._recorded.batch(sequences, has_lora=has_lora)
+        if self._fixed_inputs is not None and is_decode(sequences) and use_numba(self.kv_cache.keys[0]):
+            inputs = self._fixed_inputs.batch(sequences, has_lora=has_lora)
         else:
             inputs = build_inputs(sequences, self.kv_cache, self.loaded.device, has_lora=has_lora)
         with forward_context(inputs.context):

@@ -1,4 +1,4 @@
-"""How many threads torch computes with: one per physical core that this process may use."""
+"""How many threads torch computes with, one per physical core that this process may use; and who gives way to them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,7 +38,8 @@ def compute_beside() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         lowered = max(BESIDE, os.getpriority(os.PRIO_PROCESS, thread))  # to raise it may be forbidden
-        os.setpriority(os.PRIO_PROCESS, thread, lowered)
+        with suppress(OSError):  # a sandbox may forbid that too
+            os.setpriority(os.PRIO_PROCESS, thread, lowered)
 
 
 def num_usable_cores(topology: Path = CPU_TOPOLOGY, cgroup: Path = CGROUP) -> int:

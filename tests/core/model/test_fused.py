@@ -100,6 +100,38 @@ def test_what_computes_something_else_is_found_out_and_undone(
     assert "its paged logits differ by" in caplog.text
 
 
+@torch.inference_mode()
+def test_a_fused_model_takes_embeddings_in_the_place_of_tokens(tiny_llama: Path) -> None:
+    model = load(tiny_llama)
+    fused = fuse(model, probe(model, "m").flat_modules)
+    assert fused.stack is not None
+    tokens = torch.tensor([[5, 6, 7]])
+    embedded = model.model.embed_tokens(tokens)
+    given: list[torch.Tensor] = []
+    fused.stack._layers = [lambda rows, _angles: given.append(rows) or rows]  # type: ignore[list-item, func-returns-value]
+
+    by_tokens = model.model(input_ids=tokens, position_ids=torch.arange(3)[None])
+    by_embeddings = model.model(inputs_embeds=embedded, position_ids=torch.arange(3)[None])
+
+    assert torch.equal(given[0], given[1])
+    assert torch.equal(by_tokens.last_hidden_state, by_embeddings.last_hidden_state)
+
+
+def test_what_fails_where_layers_are_fused_is_undone(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fuse_wrongly(model: PreTrainedModel, flat_modules: frozenset[str]) -> FusedModel:
+        fused = fuse(model, flat_modules)
+        fused.replace(model.model.norm, lambda: None)
+        return fused
+
+    monkeypatch.setattr(runner_module, "fuse", fuse_wrongly)
+    runner = ModelRunner(load_model(args := EngineArgs(model=str(tiny_llama), max_model_len=64)), args)
+
+    assert fused_kinds(runner.loaded.model) == set()
+    assert "layers not fused model=LlamaForCausalLM reason='TypeError" in caplog.text
+
+
 def test_the_check_needs_the_models_own_numbers(tiny_llama: Path) -> None:
     model = load(tiny_llama)
     probed = probe(model, "m")

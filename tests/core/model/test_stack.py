@@ -135,6 +135,38 @@ def test_an_adapter_that_takes_a_slot_is_the_one_that_its_rows_get(
     assert stack_of(engine).num_recordings == 1
 
 
+def test_a_slot_that_was_emptied_and_filled_anew_is_read_anew(
+    make_engine: MakeEngine, adapters: list[LoRARequest], unrecorded: Callable[..., list[list[int]]]
+) -> None:
+    def work() -> list[list[int]]:
+        engine = make_engine(max_loras=1)
+        tokens = answers(engine, [adapters[0]])
+        engine.remove_lora(adapters[0].lora_int_id)
+        return tokens + answers(engine, [adapters[2]])
+
+    assert work() == unrecorded(work)
+
+
+def test_two_threads_and_a_change_of_backend_make_no_difference(
+    make_engine: MakeEngine, adapters: list[LoRARequest]
+) -> None:
+    owners = [None, adapters[0], adapters[1], None]
+    engine = make_engine()
+    expected = answers(engine, owners)
+    num_replays = stack_of(engine).num_replays
+    select_backend("torch")
+    try:
+        assert answers(engine, owners) == expected
+        assert stack_of(engine).num_replays == num_replays
+        select_backend(None)
+        torch.set_num_threads(2)
+        assert answers(engine, owners) == expected
+        assert stack_of(engine).num_replays > num_replays
+    finally:
+        select_backend(None)
+        torch.set_num_threads(1)
+
+
 def test_steps_with_prompts_are_not_recorded(make_engine: MakeEngine) -> None:
     engine = make_engine()
     engine.add_request("a", PROMPTS[0], greedy(3))

@@ -127,7 +127,8 @@ def _fuse_layer(module: nn.Module, flat: Collection[nn.Module], fused: FusedMode
 
 def _stack(model: nn.Module, fused: FusedModel) -> None:
     """Let a model go straight through its layers, where each of them has a faster form."""
-    parts = [fused.parts.get(layer) for layer in model.layers]  # type: ignore[union-attr]  # of each of MODELS
+    layers = model.layers[: model.config.num_hidden_layers]  # type: ignore[index, union-attr]  # of each of MODELS
+    parts = [fused.parts.get(layer) for layer in layers]
     if None not in parts:
         fused.stack = LayerStack(parts)  # type: ignore[arg-type]
         ends = model.embed_tokens, model.rotary_emb, fused.stack, model.norm

@@ -108,8 +108,14 @@ def model_forward(
 ) -> Callable[..., BaseModelOutputWithPast]:
     """The forward of a model from token ids to what lm_head is given: no masks, no caches, no outputs in between."""
 
-    def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **_unused: object) -> BaseModelOutputWithPast:
-        hidden = embedding(input_ids)
+    def forward(
+        input_ids: torch.Tensor | None = None,
+        *,
+        position_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+        **_unused: object,
+    ) -> BaseModelOutputWithPast:
+        hidden = embedding(input_ids) if inputs_embeds is None else inputs_embeds
         rows = layers(hidden.reshape(-1, hidden.shape[-1]), rotary(hidden, position_ids=position_ids))
         return BaseModelOutputWithPast(last_hidden_state=norm(rows.view(hidden.shape)))
 

@@ -12,8 +12,8 @@ import torch
 from loramux.model.forward_context import ForwardContext, current_context
 from loramux.model.fused.layers import Angles
 from loramux_kernels.backend import use_numba
-from loramux_kernels.recording import Arena, Call
-from loramux_kernels.tape import NotRecordable, Tape, record
+from loramux_kernels.recording import Arena, Call, NotRecordable
+from loramux_kernels.tape import Tape, record
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ class LayerStack:
     def _record(self, rows: torch.Tensor, angles: Angles, context: ForwardContext) -> _Recorded:
         """Compute a step from copies of its inputs, layer by layer."""
         self._inputs.rewind()
-        held, *held_angles = (_copy(tensor, self._inputs) for tensor in (rows, *angles))
-        cos, sin = held_angles
+        held, cos, sin = (_copy(tensor, self._inputs) for tensor in (rows, *angles))
+        held_angles = cos, sin
         has_lora = context.segments is not None
         is_checked = has_lora not in self._checked  # the layers' code is the same for all numbers of rows
         calls: list[Call] = []
@@ -94,11 +94,11 @@ class LayerStack:
         for index, layer in enumerate(self._layers):
             arena = self._halves[index % 2]
             arena.rewind()
-            result, calls_of_layer = record(partial(layer, result, (cos, sin)), arena, is_checked=is_checked)
+            result, calls_of_layer = record(partial(layer, result, held_angles), arena, is_checked=is_checked)
             calls += calls_of_layer
         self._checked.add(has_lora)
         self.num_recordings += 1
-        return _Recorded(Tape(calls), held, (cos, sin), result, context.segments)
+        return _Recorded(Tape(calls), held, held_angles, result, context.segments)
 
 
 def _copy(tensor: torch.Tensor, arena: Arena) -> torch.Tensor:
