@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from loramux import EngineArgs, LLMEngine, LoRARequest, RequestOutput, SamplingParams
+
+PROMPTS = ([17, 200, 45, 8, 99], [5, 6, 250, 251, 9, 77, 3], [61], [7, 150, 33, 42, 1, 2, 3, 4, 5], [310, 20])
 
 
 class Reference:
@@ -91,3 +93,19 @@ def answer(
 
 def greedy(num_tokens: int = 6, **changes: object) -> SamplingParams:
     return SamplingParams(**{"temperature": 0, "max_tokens": num_tokens, "ignore_eos": True, **changes})  # type: ignore[arg-type]
+
+
+def staggered(engine: LLMEngine, owners: Sequence[LoRARequest | None]) -> list[list[int]]:
+    """The tokens of answers that end one after the other, so that the batch shrinks by and by; PROMPTS in turn."""
+    for index, owner in enumerate(owners):
+        engine.add_request(str(index), PROMPTS[index % len(PROMPTS)], greedy(4 + 3 * index), owner)  # type: ignore[arg-type]
+    outputs = run(engine)
+    return [outputs[str(index)].outputs[0].token_ids for index in range(len(owners))]
+
+
+def three_adapters(make_adapter: Callable[..., Path]) -> list[LoRARequest]:
+    """Of ranks 8, 3 and 17."""
+    return [
+        LoRARequest(f"r{rank}", number, str(make_adapter(f"r{rank}", rank=rank, seed=rank)))
+        for number, rank in enumerate((8, 3, 17), 1)
+    ]

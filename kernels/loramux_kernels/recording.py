@@ -7,7 +7,6 @@ arena's while they are recorded, where it stays.
 from __future__ import annotations
 
 import math
-import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from loramux_kernels.memory import ALIGNMENT, CHUNK_NBYTES, reserve
+
 if TYPE_CHECKING:
     from loramux_kernels.team import Loop
-
-ALIGNMENT = 64  # bytes: a cache line
-CHUNK_NBYTES = 256 * 2**20  # of addresses; what is not written takes no memory
 
 Renew = Callable[[Any], tuple[int, ...]]
 """The number of items and the arguments of a call for another batch; as many as the call had."""
@@ -56,19 +54,13 @@ class Arena:
         num_bytes = math.prod(shape) * dtype.itemsize
         while self._chunk == len(self._chunks) or self._used + num_bytes > len(self._chunks[self._chunk]):
             if self._chunk == len(self._chunks):
-                self._chunks.append(_reserve(max(num_bytes, CHUNK_NBYTES)))
+                self._chunks.append(reserve(max(num_bytes, CHUNK_NBYTES)))
             else:
                 self._chunk += 1
             self._used = 0
         memory = self._chunks[self._chunk][self._used : self._used + num_bytes]
         self._used += -(-num_bytes // ALIGNMENT) * ALIGNMENT
         return memory.view(dtype).view(*shape)
-
-
-def _reserve(num_bytes: int) -> torch.Tensor:
-    """Addresses of this process alone: a forked one computes in memory of its own."""
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    return torch.frombuffer(mmap.mmap(-1, num_bytes, **private), dtype=torch.uint8)
 
 
 class _Recording(threading.local):

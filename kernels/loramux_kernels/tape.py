@@ -25,7 +25,8 @@ class Tape:
     Whoever has a tape keeps that memory. Belongs to one thread.
     """
 
-    def __init__(self, calls: Sequence[Call]) -> None:
+    def __init__(self, calls: Sequence[Call], batch: object = None) -> None:
+        """batch: what the calls were made for."""
         from loramux_kernels import tape_numba  # numba is imported where it is used
 
         self._loops = [call.loop for call in calls]  # which keep the machine code
@@ -38,7 +39,7 @@ class Tape:
         addresses = self._arguments.ctypes.data + self._arguments.itemsize * self._starts[:-1]
         functions = [call.loop.address for call in calls]
         self._table = np.stack([np.array(functions, dtype=np.int64), addresses], axis=1)
-        self._batch: object = None  # whose memory the arguments name
+        self._batch = batch  # whose memory the arguments name
         for index, call in enumerate(calls):
             self._write(index, call.numbers)
 
@@ -47,10 +48,12 @@ class Tape:
         return len(self._loops)
 
     def renew(self, batch: object) -> None:
-        """Bring what depends on the batch up to date: see `recording.Renew`. The tape keeps the batch."""
-        self._batch = batch
+        """Bring what depends on the batch up to date (see `recording.Renew`), if this is another one, and keep it."""
+        if batch is self._batch:
+            return
         for index, renew in self._renews:
             self._write(index, renew(batch))
+        self._batch = batch
 
     def run(self) -> None:
         """Run all loops in their order, without the GIL, on the team that torch's operators have."""

@@ -57,14 +57,13 @@ def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) ->
     runner = engine.runner
     batch, rows = _decode_batch(runner, num_requests, num_context)
     clock = AttentionClock()
-    step_seconds = _time_steps(lambda: runner.execute(batch, rows))
-    layer_by_layer = mock.patch.object(runner_module, "is_decode", lambda _sequences: False)
-    timed = [mock.patch.object(module, "attend", clock.attend) for module in (attention, layers)]
-    with layer_by_layer, timed[0], timed[1]:
-        runner.execute(batch, rows)
-        clock.seconds, clock.num_calls = 0.0, 0
-        for _ in range(NUM_STEPS):
-            runner.execute(batch, rows)
+    step_seconds = _time_steps(lambda: runner.execute(batch, rows), clock)
+    with (
+        mock.patch.object(runner_module, "is_decode", lambda _sequences: False),
+        mock.patch.object(attention, "attend", clock.attend),
+        mock.patch.object(layers, "attend", clock.attend),
+    ):
+        _time_steps(lambda: runner.execute(batch, rows), clock)
     num_layers = len(runner.kv_cache.keys)
     if clock.num_calls != NUM_STEPS * num_layers:
         raise RuntimeError(f"attention was called {clock.num_calls} times in {NUM_STEPS} steps of {num_layers} layers")
@@ -75,9 +74,10 @@ def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) ->
     }
 
 
-def _time_steps(step: Callable[[], object]) -> float:
+def _time_steps(step: Callable[[], object], clock: AttentionClock) -> float:
     for _ in range(WARM_UP_STEPS):
         step()
+    clock.seconds, clock.num_calls = 0.0, 0
     began = time.perf_counter()
     for _ in range(NUM_STEPS):
         step()

@@ -41,8 +41,8 @@ class ForwardContext:
     kv_slots: int64 [num_tokens], where each token's key and value go: block * block_size + offset.
     segments / logit_segments: which rows of the batch, and of the rows that reach lm_head, belong to which adapter
     slot; None when no row has an adapter. prefills: sequences with several new tokens, None when there are none.
-    masks: scratch of the attention function, per window size. is_fixed: whether the tensors of another step of as many
-    rows are these, at the same addresses, and a step of other rows or adapters has other segments.
+    masks: scratch of the attention function, per window size. is_fixed: whether loops of numba serve, the tensors of
+    another step of as many rows are these, at the same addresses, and one of other rows or adapters has other segments.
     """
 
     kv_cache: KVCache

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import mmap
 from collections.abc import Sequence
 
 import torch
+
+from loramux_kernels.memory import ALIGNMENT, CHUNK_NBYTES, reserve
 
 # <malloc.h> of glibc
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-CHUNK_NBYTES = 256 * 2**20  # of addresses; what is not used takes no memory
-ALIGNMENT = 64  # bytes: a cache line
 MAX_KEPT_NBYTES = 512 * 2**20
 LARGEST_HEAP_NBYTES = 32 * 2**20
 """glibc takes no more than this for the size from which on a block gets pages of its own."""
@@ -49,18 +48,6 @@ class HugePages:
         """A tensor whose memory the system hands out as it is first written, and gets back with its neighbours'."""
         num_bytes = math.prod(shape) * dtype.itemsize
         if len(self._chunk) < num_bytes:
-            self._chunk = _reserve(max(num_bytes, CHUNK_NBYTES))
+            self._chunk = reserve(max(num_bytes, CHUNK_NBYTES))
         memory, self._chunk = self._chunk[:num_bytes], self._chunk[-(-num_bytes // ALIGNMENT) * ALIGNMENT :]
         return memory.view(dtype).view(*shape)
-
-
-def _reserve(num_bytes: int) -> torch.Tensor:
-    """Zeros that take memory only where they are written.
-
-    Private memory gets huge pages; shared memory, which is what mmap gives by itself, does not by most settings.
-    """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -17,13 +17,11 @@ from loramux.model.decode_graphs import Capture, DecodeGraphs, graph_capture
 from loramux.model.decode_inputs import bucket_sizes
 from loramux_kernels import select_backend
 from replays import Recomputed, Tape
-from tiny_engines import engine_args, greedy, run
+from tiny_engines import PROMPTS, engine_args, greedy, run, staggered, three_adapters
 from tiny_models import FAMILIES
 
 MakeAdapter = Callable[..., Path]
 MakeEngine = Callable[..., LLMEngine]
-
-PROMPTS = ([17, 200, 45, 8, 99], [5, 6, 250, 251, 9, 77, 3], [61], [7, 150, 33, 42, 1, 2, 3, 4, 5], [310, 20])
 
 
 @pytest.fixture
@@ -46,20 +44,9 @@ def graphs_of(engine: LLMEngine) -> DecodeGraphs:
     return engine.runner.graphs
 
 
-def answers(engine: LLMEngine, owners: list[LoRARequest | None]) -> list[list[int]]:
-    """Prompts of staggered lengths, so that the batch shrinks by and by through all buckets."""
-    for index, owner in enumerate(owners):
-        engine.add_request(str(index), PROMPTS[index % len(PROMPTS)], greedy(4 + 3 * index), owner)  # type: ignore[arg-type]
-    outputs = run(engine)
-    return [outputs[str(index)].outputs[0].token_ids for index in range(len(owners))]
-
-
 @pytest.fixture
 def adapters(make_adapter: MakeAdapter) -> list[LoRARequest]:
-    return [
-        LoRARequest(name, number, str(make_adapter(name, rank=rank, seed=rank)))
-        for number, (name, rank) in enumerate({"r8": 8, "r3": 3, "r17": 17}.items(), 1)
-    ]
+    return three_adapters(make_adapter)
 
 
 # --- the same tokens
@@ -94,10 +81,10 @@ def test_a_mixed_batch_under_pressure_is_exact(family: str, tmp_path: Path, monk
 
 def test_replays_and_eager_steps_choose_the_same_tokens(make_engine: MakeEngine, adapters: list[LoRARequest]) -> None:
     owners = [None, adapters[0], None, adapters[1], adapters[2], adapters[0], None, adapters[1]]
-    eager = answers(make_engine(None), owners)
+    eager = staggered(make_engine(None), owners)
     engine = make_engine()
 
-    assert answers(engine, owners) == eager
+    assert staggered(engine, owners) == eager
     assert graphs_of(engine).num_replays > 8
 
 
@@ -105,9 +92,9 @@ def test_a_tape_of_operators_gives_the_same_tokens(make_engine: MakeEngine) -> N
     """No line of the model runs in its replays: nothing that a step needs is looked up on the host."""
     select_backend("torch")
     try:
-        eager = answers(make_engine(None, enable_lora=False), [None] * 5)
+        eager = staggered(make_engine(None, enable_lora=False), [None] * 5)
         engine = make_engine(Tape, enable_lora=False)
-        assert answers(engine, [None] * 5) == eager
+        assert staggered(engine, [None] * 5) == eager
     finally:
         select_backend(None)
     assert graphs_of(engine).num_replays > 5
@@ -128,8 +115,8 @@ def test_everything_is_captured_before_the_first_request_and_nothing_after(
     engine = make_engine(capture, max_num_seqs=8)
     assert len(captured) == graphs_of(engine).num_captures == 2 * len(bucket_sizes(8))
 
-    answers(engine, [None, adapters[0], adapters[1]])
-    answers(engine, [adapters[2], adapters[0], None, adapters[2]])
+    staggered(engine, [None, adapters[0], adapters[1]])
+    staggered(engine, [adapters[2], adapters[0], None, adapters[2]])
 
     assert engine.runner.lora is not None
     assert engine.runner.lora.num_placements > 2
@@ -165,7 +152,7 @@ def test_a_model_that_cannot_be_captured_is_served_eagerly(
 
     assert engine.runner.graphs is None
     assert "decode steps not captured model=LlamaForCausalLM reason='operation not permitted" in caplog.text
-    assert answers(engine, [None]) == answers(make_engine(None), [None])
+    assert staggered(engine, [None]) == staggered(make_engine(None), [None])
 
 
 def test_a_cpu_captures_nothing() -> None:

@@ -10,7 +10,8 @@ import psutil
 import pytest
 import torch
 
-from loramux.model.host_memory import ALIGNMENT, CHUNK_NBYTES, HugePages, keep_freed_memory
+from loramux.model.host_memory import HugePages, keep_freed_memory
+from loramux_kernels.memory import ALIGNMENT, CHUNK_NBYTES
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has ways of its own")

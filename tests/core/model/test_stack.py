@@ -17,13 +17,11 @@ from loramux.model.loader import load_model
 from loramux.model.runner import ModelRunner
 from loramux_kernels import select_backend
 from loramux_kernels.backend import use_numba
-from tiny_engines import engine_args, greedy, run
+from tiny_engines import PROMPTS, engine_args, greedy, run, staggered, three_adapters
 from tiny_models import build_model
 
 MakeAdapter = Callable[..., Path]
 MakeEngine = Callable[..., LLMEngine]
-
-PROMPTS = ([17, 200, 45, 8, 99], [5, 6, 250, 251, 9, 77, 3], [61], [7, 150, 33, 42, 1, 2, 3, 4, 5], [310, 20])
 
 pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="the loops need numba and torch's GNU OpenMP")
 
@@ -43,24 +41,13 @@ def make_engine(tiny_llama: Path) -> Iterator[MakeEngine]:
 
 @pytest.fixture
 def adapters(make_adapter: MakeAdapter) -> list[LoRARequest]:
-    return [
-        LoRARequest(name, number, str(make_adapter(name, rank=rank, seed=rank)))
-        for number, (name, rank) in enumerate({"r8": 8, "r3": 3, "r17": 17}.items(), 1)
-    ]
+    return three_adapters(make_adapter)
 
 
 def stack_of(engine: LLMEngine) -> LayerStack:
     stack = engine.runner.fused.stack
     assert stack is not None
     return stack
-
-
-def answers(engine: LLMEngine, owners: list[LoRARequest | None]) -> list[list[int]]:
-    """Prompts of staggered lengths, so that the batch shrinks by and by."""
-    for index, owner in enumerate(owners):
-        engine.add_request(str(index), PROMPTS[index % len(PROMPTS)], greedy(4 + 3 * index), owner)  # type: ignore[arg-type]
-    outputs = run(engine)
-    return [outputs[str(index)].outputs[0].token_ids for index in range(len(owners))]
 
 
 @pytest.fixture
@@ -99,10 +86,10 @@ def test_tapes_and_single_layers_choose_the_same_tokens(
     make_engine: MakeEngine, adapters: list[LoRARequest], unrecorded: Callable[..., list[list[int]]]
 ) -> None:
     owners = [None, adapters[0], None, adapters[1], adapters[2], adapters[0], None, adapters[1]]
-    expected = unrecorded(lambda: answers(make_engine(), owners))
+    expected = unrecorded(lambda: staggered(make_engine(), owners))
     engine = make_engine()
 
-    assert answers(engine, owners) == expected
+    assert staggered(engine, owners) == expected
     assert stack_of(engine).num_replays > 8
 
 
@@ -110,14 +97,14 @@ def test_a_number_of_rows_is_recorded_once_without_adapters_and_once_with(
     make_engine: MakeEngine, adapters: list[LoRARequest]
 ) -> None:
     engine = make_engine()
-    answers(engine, [None, None])
+    staggered(engine, [None, None])
     assert (stack_of(engine).num_recordings, stack_of(engine).num_replays) == (2, 4)  # of 2 rows, and of the last one
 
-    answers(engine, [None, None])
+    staggered(engine, [None, None])
     assert (stack_of(engine).num_recordings, stack_of(engine).num_replays) == (2, 10)
 
     for owner in adapters:  # the third takes the slot of the first
-        answers(engine, [None, owner])
+        staggered(engine, [None, owner])
     assert stack_of(engine).num_recordings == 4
     assert engine.runner.lora is not None
     assert engine.runner.lora.num_placements == 3
@@ -127,10 +114,10 @@ def test_an_adapter_that_takes_a_slot_is_the_one_that_its_rows_get(
     make_engine: MakeEngine, adapters: list[LoRARequest], unrecorded: Callable[..., list[list[int]]]
 ) -> None:
     """The same rows, the same slot, another adapter: nothing but the slot's content tells the steps apart."""
-    expected = unrecorded(lambda: [answers(make_engine(max_loras=1), [owner])[0] for owner in adapters])
+    expected = unrecorded(lambda: [staggered(make_engine(max_loras=1), [owner])[0] for owner in adapters])
     engine = make_engine(max_loras=1)
 
-    assert [answers(engine, [owner])[0] for owner in adapters] == expected
+    assert [staggered(engine, [owner])[0] for owner in adapters] == expected
     assert len({tuple(tokens) for tokens in expected}) == 3
     assert stack_of(engine).num_recordings == 1
 
@@ -140,9 +127,9 @@ def test_a_slot_that_was_emptied_and_filled_anew_is_read_anew(
 ) -> None:
     def work() -> list[list[int]]:
         engine = make_engine(max_loras=1)
-        tokens = answers(engine, [adapters[0]])
+        tokens = staggered(engine, [adapters[0]])
         engine.remove_lora(adapters[0].lora_int_id)
-        return tokens + answers(engine, [adapters[2]])
+        return tokens + staggered(engine, [adapters[2]])
 
     assert work() == unrecorded(work)
 
@@ -152,15 +139,15 @@ def test_two_threads_and_a_change_of_backend_make_no_difference(
 ) -> None:
     owners = [None, adapters[0], adapters[1], None]
     engine = make_engine()
-    expected = answers(engine, owners)
+    expected = staggered(engine, owners)
     num_replays = stack_of(engine).num_replays
     select_backend("torch")
     try:
-        assert answers(engine, owners) == expected
+        assert staggered(engine, owners) == expected
         assert stack_of(engine).num_replays == num_replays
         select_backend(None)
         torch.set_num_threads(2)
-        assert answers(engine, owners) == expected
+        assert staggered(engine, owners) == expected
         assert stack_of(engine).num_replays > num_replays
     finally:
         select_backend(None)
@@ -182,14 +169,14 @@ def test_layers_that_torch_computes_are_served_one_by_one(tmp_path: Path, caplog
     folder = build_model(tmp_path / "m", "llama", hidden_act="gelu")
     engine = LLMEngine.from_engine_args(engine_args(folder))
     with caplog.at_level("INFO"):
-        tokens = answers(engine, [None, None])
+        tokens = staggered(engine, [None, None])
 
     assert "decode steps not recorded reason=\"torch's" in caplog.text
     assert caplog.text.count("decode steps not recorded") == 1
     assert stack_of(engine).num_recordings == stack_of(engine).num_replays == 0
     select_backend("torch")
     try:
-        assert answers(engine, [None, None]) == tokens
+        assert staggered(engine, [None, None]) == tokens
     finally:
         select_backend(None)
         engine.shutdown()

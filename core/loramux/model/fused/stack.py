@@ -11,7 +11,6 @@ import torch
 
 from loramux.model.forward_context import ForwardContext, current_context
 from loramux.model.fused.layers import Angles
-from loramux_kernels.backend import use_numba
 from loramux_kernels.recording import Arena, Call, NotRecordable
 from loramux_kernels.tape import Tape, record
 
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 Layer = Callable[[torch.Tensor, Angles], torch.Tensor]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Recorded:
     """A tape of all layers for one number of rows, and the memory of what goes in and comes out."""
 
@@ -28,7 +27,6 @@ class _Recorded:
     rows: torch.Tensor
     angles: Angles
     result: torch.Tensor
-    segments: object  # that the tape was made or renewed for
 
 
 class LayerStack:
@@ -52,7 +50,7 @@ class LayerStack:
     def __call__(self, rows: torch.Tensor, angles: Angles) -> torch.Tensor:
         """rows: [num_tokens, hidden]; the result is valid until the next call."""
         context = current_context()
-        if context is None or not context.is_fixed or not self._is_recordable or not use_numba(rows):
+        if context is None or not context.is_fixed or not self._is_recordable:
             return self._compute(rows, angles)
         key = len(rows), context.segments is not None
         recorded = self._recorded.get(key)
@@ -75,9 +73,7 @@ class LayerStack:
         recorded.rows.copy_(rows)
         for held, given in zip(recorded.angles, angles, strict=True):
             held.copy_(given)
-        if context.segments is not recorded.segments:
-            recorded.tape.renew(context.segments)
-            recorded.segments = context.segments
+        recorded.tape.renew(context.segments)
         recorded.tape.run()
         self.num_replays += 1
         return recorded.result
@@ -98,7 +94,7 @@ class LayerStack:
             calls += calls_of_layer
         self._checked.add(has_lora)
         self.num_recordings += 1
-        return _Recorded(Tape(calls), held, held_angles, result, context.segments)
+        return _Recorded(Tape(calls, context.segments), held, held_angles, result)
 
 
 def _copy(tensor: torch.Tensor, arena: Arena) -> torch.Tensor:
