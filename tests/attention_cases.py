@@ -86,30 +86,32 @@ def make_attention(
     widths: tuple[int, int] = (64, 64),
     block_size: int = 16,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
 ) -> AttentionBatch:
     """Keys, values and queries of order 1; heads: of queries and of KV; widths: of a key and of a value."""
+    kv_dtype = kv_dtype or dtype
     generator = torch.Generator().manual_seed(sum(heads) + sum(widths))
 
-    def random(*shape: int) -> torch.Tensor:
+    def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
     blocks = [-(-(context + count) // block_size) for context, count in chunks]
     num_blocks = sum(blocks) + 2
     free = torch.randperm(num_blocks, generator=generator).tolist()
     tables = torch.full((len(chunks), max(blocks) + 1), -(1 << 40))
-    keys, values = (torch.full((num_blocks, block_size, heads[1], width), NAN, dtype=dtype) for width in widths)
+    keys, values = (torch.full((num_blocks, block_size, heads[1], width), NAN, dtype=kv_dtype) for width in widths)
     starts, key, value, row = [], [], [], 1
     for index, (context, count) in enumerate(chunks):
         own = [free.pop() for _ in range(blocks[index])]
         tables[index, : len(own)] = torch.tensor(own)
         for written, cache, width in ((key, keys, widths[0]), (value, values, widths[1])):
-            written.append(random(context + count, heads[1], width))
-            padded = torch.full((blocks[index] * block_size, heads[1], width), NAN, dtype=dtype)
+            written.append(random(context + count, heads[1], width, dtype=kv_dtype))
+            padded = torch.full((blocks[index] * block_size, heads[1], width), NAN, dtype=kv_dtype)
             padded[: context + count] = written[-1]
             cache[own] = padded.view(len(own), block_size, heads[1], width)
         starts.append(row)
         row += count + 1
     query = torch.full((row, heads[0] * widths[0] + 16), NAN, dtype=dtype)[:, : heads[0] * widths[0]]
     for start, (_context, count) in zip(starts, chunks, strict=True):
-        query[start : start + count] = random(count, heads[0] * widths[0])
+        query[start : start + count] = random(count, heads[0] * widths[0], dtype=dtype)
     return AttentionBatch(chunks, query, keys, values, tables, tuple(starts), key, value)

@@ -87,7 +87,7 @@ class FakeEngine:
 
     @property
     def summary(self) -> StartupSummary:
-        return StartupSummary("llama", "cpu", "float32", None, 100, 1000, 1 << 20, 4, 2, 64, 4)
+        return StartupSummary("llama", "cpu", "float32", "float32", None, 100, 1000, 1 << 20, 4, 2, 64, 4)
 
     def state(self) -> EngineState:
         return EngineState(num_running=self.num_running, num_waiting=self.num_waiting, max_num_seqs=4)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from loramux.errors import ConfigInvalid
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType = Literal["auto", "float16", "bfloat16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Kernels = Literal["auto", "torch", "triton"]
 Quantization = Literal["int8"]
@@ -32,6 +33,8 @@ class EngineArgs:
     max_num_batched_tokens: tokens computed in one step; longer prompts are prefilled in chunks of it.
     dtype: "auto" is the checkpoint's own dtype on a GPU; on a CPU it is float32, but bfloat16 where the checkpoint is
     and the CPU multiplies it natively (AMX, AVX-512 BF16).
+    kv_cache_dtype: what keys and values are kept in; "auto" is what the model computes in. A model of float32 on a CPU
+    may keep them in 16 bits, rounded: half the memory per token, and half of what attention reads.
     kernels: "auto" is Triton's on a GPU and compiled loops on a CPU; "torch" is the reference in torch's own operators,
     for what Triton cannot serve; "triton" on a CPU needs TRITON_INTERPRET=1 and is for tests. They are the process's.
     quantization: "int8" rounds the weights of linear layers to int8, one scale per output, on a CPU in float32
@@ -52,6 +55,7 @@ class EngineArgs:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     dtype: DTypeName = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     quantization: Quantization | None = None
     device: DeviceName = "auto"
     kernels: Kernels = "auto"
@@ -118,7 +122,13 @@ class EngineArgs:
             raise ConfigInvalid(
                 f"quantization must be None or one of {', '.join(get_args(Quantization))}; got {self.quantization!r}"
             )
-        choices = {"dtype": DTypeName, "device": DeviceName, "kernels": Kernels, "base_match": BaseMatch}
+        choices = {
+            "dtype": DTypeName,
+            "kv_cache_dtype": KVCacheDType,
+            "device": DeviceName,
+            "kernels": Kernels,
+            "base_match": BaseMatch,
+        }
         for name, accepted in choices.items():
             value = getattr(self, name)
             if value not in get_args(accepted):
@@ -132,6 +142,7 @@ class StartupSummary:
     model: str
     device: str
     dtype: str
+    kv_cache_dtype: str
     quantization: str | None
     max_model_len: int
     kv_tokens: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
-from loramux.config import BaseMatch, DeviceName, DTypeName, Kernels, Quantization
+from loramux.config import BaseMatch, DeviceName, DTypeName, Kernels, KVCacheDType, Quantization
 
 
 class LLMOptions(TypedDict, total=False):
@@ -21,6 +21,7 @@ class LLMOptions(TypedDict, total=False):
     max_num_seqs: int
     max_num_batched_tokens: int
     dtype: DTypeName
+    kv_cache_dtype: KVCacheDType
     quantization: Quantization | None
     device: DeviceName
     kernels: Kernels

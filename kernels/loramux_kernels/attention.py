@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loramux_kernels.backend import use_numba, use_triton
+from loramux_kernels.backend import ITEM_TYPES, use_numba, use_triton
 from loramux_kernels.prefill_batch import PrefillBatch
 
 MANY_SEQUENCES = 8  # from here on a decoding sequence is one thread's work; of fewer, each of its KV heads is
@@ -98,7 +98,7 @@ def paged_prefill(
 def store_kv(
     key: torch.Tensor, value: torch.Tensor, kv_slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> None:
-    """Write the key and value of every row to the cache.
+    """Write the key and value of every row to the cache, rounded to its dtype by `as_kept`.
 
     key, value: [num_rows, num_kv_heads, width], of any strides; kv_slots: int64 [num_rows], each block * block_size +
     offset, all different.
@@ -108,13 +108,21 @@ def store_kv(
 
         attention_triton.store(key, value, kv_slots, keys, values)
         return
-    keys.flatten(0, 1).index_copy_(0, kv_slots, key)
-    values.flatten(0, 1).index_copy_(0, kv_slots, value)
+    keys.flatten(0, 1).index_copy_(0, kv_slots, as_kept(key, keys.dtype))
+    values.flatten(0, 1).index_copy_(0, kv_slots, as_kept(value, values.dtype))
+
+
+def as_kept(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Keys or values in the cache's dtype: the nearest numbers; what is finite stays so, what is not stays as it is."""
+    if numbers.dtype is dtype:
+        return numbers
+    largest = torch.finfo(dtype).max
+    return torch.where(numbers.isinf(), numbers, numbers.clamp(-largest, largest)).to(dtype)
 
 
 def has_loop(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: ScoreRule) -> bool:
-    """Whether numba serves: float32 on a CPU, keys as wide as values, neither cap nor sinks."""
-    return rule.is_plain and keys.shape == values.shape and use_numba(query)
+    """Whether numba serves: float32 on a CPU, a cache of any of ITEM_TYPES, keys as wide as values, no cap or sinks."""
+    return rule.is_plain and keys.shape == values.shape and keys.dtype in ITEM_TYPES and use_numba(query)
 
 
 def _run_loop(
@@ -133,7 +141,8 @@ def _run_loop(
     from loramux_kernels import attention_numba, machine_numba  # numba is imported where it is used
 
     _num_blocks, block_size, num_kv_heads, dim = keys.shape
-    attention_numba.paged_attention(query.shape[1] // (num_kv_heads * dim), dim, block_size, max_tokens).run(
+    group, item_type = query.shape[1] // (num_kv_heads * dim), ITEM_TYPES.index(keys.dtype)
+    attention_numba.paged_attention(group, dim, block_size, max_tokens, item_type).run(
         num_pieces * (num_kv_heads // num_heads),
         *(query.data_ptr(), query.stride(0), out.data_ptr(), keys.data_ptr(), values.data_ptr()),
         *(block_tables.data_ptr(), block_tables.shape[1], num_kv_heads, num_heads),

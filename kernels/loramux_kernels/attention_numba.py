@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from loramux_kernels.emitter_numba import COLUMNS, LANES
 from loramux_kernels.machine_numba import bits_float, exp, floats, inline, ints, loop, next_item
 from loramux_kernels.team import Loop
-from loramux_kernels.tiles_numba import COLUMNS, LANES, WIDE, expand_float32, narrow_float32, shrink_float32
+from loramux_kernels.tiles_numba import WIDE, expand, narrow_expand, shrink
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
@@ -42,8 +43,10 @@ def _weigh(scores: Any, first: int, stop: int, width: int, before: Any) -> Any:
 
 
 @functools.cache
-def paged_attention(group: int, dim: int, block_size: int, max_tokens: int) -> Loop:  # noqa: C901 - one loop nest
-    """A loop for `group` query heads per KV head of width `dim`, which it is compiled for.
+def paged_attention(  # noqa: C901 - one loop nest
+    group: int, dim: int, block_size: int, max_tokens: int, item_type: int
+) -> Loop:
+    """A loop for `group` query heads per KV head of width `dim`, and keys and values of a type of ITEM_TYPES.
 
     Items: pieces of at most `max_tokens` tokens of a sequence, for some of the KV heads each. Arguments: query, floats
     from row to row of it, out, keys, values, block tables, their width, num_kv_heads, KV heads of an item, bits of
@@ -52,11 +55,12 @@ def paged_attention(group: int, dim: int, block_size: int, max_tokens: int) -> L
     """
     width = -(-block_size // COLUMNS) * COLUMNS  # a tile writes 4 scores
     wide = dim - dim % WIDE
+    nbytes = 4 if item_type == 0 else 2
 
     def paged_attention_loop(a: Any) -> None:  # noqa: C901
         num_kv_heads, num_heads, window = a[9], a[10], a[12]
         num_parts = num_kv_heads // num_heads
-        stride = 4 * num_kv_heads * dim
+        stride = nbytes * num_kv_heads * dim
         block_nbytes = stride * block_size
         scale = bits_float(a[11])
         most = max_tokens * num_heads * group  # rows: those of a KV head side by side, of each token `group`
@@ -98,31 +102,33 @@ def paged_attention(group: int, dim: int, block_size: int, max_tokens: int) -> L
                 ahead = block_nbytes * table[min(block + 1, num_blocks - 1)] - offset
                 begin = max(first_seen, block * block_size)
                 num_seen = min(length, (block + 1) * block_size) - begin
-                offset += stride * (begin - block * block_size) + 4 * dim * first_head
+                offset += stride * (begin - block * block_size) + nbytes * dim * first_head
                 for head in range(num_heads):
-                    own, key = head * num_rows, a[5] + offset + 4 * dim * head
+                    own, key = head * num_rows, a[5] + offset + nbytes * dim * head
                     sizes = (4 * dim, stride, 4 * width, dim)
                     for t in range(0, num_seen, COLUMNS):
                         at = key + stride * t
                         last = num_seen - t - 1
-                        shrink_float32(queries + 4 * dim * own, num_rows, at, last, at + ahead, scored + 4 * t, sizes)
+                        rows, to = queries + 4 * dim * own, scored + 4 * t
+                        shrink(item_type, rows, num_rows, at, last, at + ahead, to, sizes)
                     for r in range(num_rows):
                         stop = position + r // group + 1 - begin
                         first = max(0, stop - window) if window > 0 else 0
                         before = highest[own + r]
                         of_row = scores[r * width : (r + 1) * width]
                         highest[own + r], added = _weigh(of_row, first, min(stop, num_seen), width, before)
-                        shrink = exp(before - highest[own + r])
-                        total[own + r] = total[own + r] * shrink + added
+                        factor = exp(before - highest[own + r])
+                        total[own + r] = total[own + r] * factor + added
                         for d in range(dim):
-                            result[(own + r) * dim + d] *= shrink
-                    value = a[6] + offset + 4 * dim * head
+                            result[(own + r) * dim + d] *= factor
+                    value = a[6] + offset + nbytes * dim * head
                     sizes = (4 * width, stride, 4 * dim, num_seen)
                     for d in range(0, wide, WIDE):
-                        expand_float32(scored, num_rows, value + 4 * d, 0, ahead, results + 4 * (own * dim + d), sizes)
+                        to = results + 4 * (own * dim + d)
+                        expand(item_type, scored, num_rows, value + nbytes * d, ahead, to, sizes)
                     for d in range(wide, dim, LANES):
                         to = results + 4 * (own * dim + d)
-                        narrow_float32(scored, num_rows, value + 4 * d, dim - d, ahead, to, sizes)
+                        narrow_expand(item_type, scored, num_rows, value + nbytes * d, dim - d, ahead, to, sizes)
             for token in range(num_tokens):
                 for head in range(num_heads):
                     at = 4 * group * dim * (num_kv_heads * (row + token) + first_head + head)

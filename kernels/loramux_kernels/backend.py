@@ -16,6 +16,9 @@ from loramux_kernels.team import has_team
 
 Backend = Literal["torch", "numba", "triton"]
 
+ITEM_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What adapters, keys and values may be beside rows of float32 on a CPU: in registers all are float32."""
+
 _selected: list[Backend] = []  # empty: the tensors decide
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 
-from loramux_kernels.backend import use_numba, use_triton
+from loramux_kernels.attention import as_kept
+from loramux_kernels.backend import ITEM_TYPES, use_numba, use_triton
 from loramux_kernels.recording import new_rows
 
 SHORT = 1 << 15  # elements: a loop over fewer is done before a second thread has begun
@@ -75,7 +76,7 @@ def rotate_and_store(
     *,
     num_heads: int,
 ) -> None:
-    """Rotate queries and keys by their positions, in place, and write keys and values to the KV cache.
+    """Rotate queries and keys by their positions, in place, and write keys and values to the KV cache (`as_kept`).
 
     qkv: [num_rows, (num_heads + 2 * num_kv_heads) * head_dim], queries first, then keys, then values; cos, sin:
     [num_rows, head_dim]; kv_slots: int64 [num_rows], all different; keys, values: [..., num_kv_heads, head_dim],
@@ -93,7 +94,7 @@ def rotate_and_store(
         from loramux_kernels import layers_numba
 
         tensors = (qkv, cos, sin, kv_slots, keys, values)
-        layers_numba.rotate_and_store().run(
+        layers_numba.rotate_and_store(ITEM_TYPES.index(keys.dtype)).run(
             num_rows, *(t.data_ptr() for t in tensors), num_heads, num_kv_heads, dim, alone=qkv.numel() < SHORT
         )
         return
@@ -101,5 +102,5 @@ def rotate_and_store(
     rotated, value = heads[:, :-num_kv_heads], heads[:, -num_kv_heads:]
     low, high = rotated.chunk(2, dim=-1)
     rotated.copy_(rotated * cos[:, None] + torch.cat([-high, low], dim=-1) * sin[:, None])
-    keys.flatten(0, -3).index_copy_(0, kv_slots, rotated[:, num_heads:])
-    values.flatten(0, -3).index_copy_(0, kv_slots, value)
+    keys.flatten(0, -3).index_copy_(0, kv_slots, as_kept(rotated[:, num_heads:], keys.dtype))
+    values.flatten(0, -3).index_copy_(0, kv_slots, as_kept(value, values.dtype))

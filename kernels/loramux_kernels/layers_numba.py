@@ -10,7 +10,7 @@ import numpy as np
 
 from loramux_kernels.machine_numba import bits_float, exp, floats, ints, loop, next_item
 from loramux_kernels.team import Loop
-from loramux_kernels.tiles_numba import rotate
+from loramux_kernels.tiles_numba import keep, rotate
 
 ONE = np.float32(1)
 ZERO = np.float32(0)
@@ -78,8 +78,12 @@ def silu_mul() -> Loop:
 
 
 @functools.cache
-def rotate_and_store() -> Loop:
-    """Arguments: qkv, cos, sin, kv_slots, keys, values, num_heads, num_kv_heads, head_dim. Items: rows."""
+def rotate_and_store(item_type: int) -> Loop:
+    """A loop for a cache of a type of ITEM_TYPES.
+
+    Arguments: qkv, cos, sin, kv_slots, keys, values, num_heads, num_kv_heads, head_dim. Items: rows.
+    """
+    nbytes = 4 if item_type == 0 else 2
 
     def rotate_and_store_loop(a: Any) -> None:
         num_heads, num_kv_heads, dim = a[8], a[9], a[10]
@@ -95,12 +99,8 @@ def rotate_and_store() -> Loop:
             for head in range(num_heads + num_kv_heads):
                 low = start + 4 * dim * head
                 rotate(low, low + 4 * half, a[3] + 4 * dim * row, a[4] + 4 * dim * row, half)
-            key = floats(start + 4 * num_heads * dim, kv_width)
-            value = floats(start + 4 * (num_heads * dim + kv_width), kv_width)
-            key_cache = floats(a[6] + 4 * kv_width * slots[row], kv_width)
-            value_cache = floats(a[7] + 4 * kv_width * slots[row], kv_width)
-            for i in range(kv_width):
-                key_cache[i] = key[i]
-                value_cache[i] = value[i]
+            key, place = start + 4 * num_heads * dim, nbytes * kv_width * slots[row]
+            keep(item_type, key, kv_width, a[6] + place)
+            keep(item_type, key + 4 * kv_width, kv_width, a[7] + place)
 
     return Loop(loop(rotate_and_store_loop))

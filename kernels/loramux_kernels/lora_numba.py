@@ -16,24 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loramux_kernels.emitter_numba import COLUMNS, LANES
 from loramux_kernels.machine_numba import count_at, count_up, inline, ints, loop, next_item
 from loramux_kernels.segments import AnySegments
 from loramux_kernels.slot_weights import SlotWeights
 from loramux_kernels.team import Loop
-from loramux_kernels.tiles_numba import (
-    COLUMNS,
-    LANES,
-    WIDE,
-    expand_bfloat16,
-    expand_float16,
-    expand_float32,
-    narrow_bfloat16,
-    narrow_float16,
-    narrow_float32,
-    shrink_bfloat16,
-    shrink_float16,
-    shrink_float32,
-)
+from loramux_kernels.tiles_numba import WIDE, expand, narrow_expand, nbytes_of, shrink
 
 PIECE_ROWS = 64
 PIECE_RANK = 32  # of a shrink: as many rows of A
@@ -138,56 +126,32 @@ def cut(members: tuple[Member, ...], batch: Batch) -> Work:
 
 
 @inline
-def _nbytes(item_type: int) -> int:
-    """Of one number of a pair, by its place in ITEM_TYPES: float32, or one of the 16-bit types."""
-    return 4 if item_type == 0 else 2
-
-
-@inline
 def _shrink(item: Any, x: int, x_stride: int, in_features: int, shrunk: int, stride: int, weights: int) -> None:
     """Shrink a piece: some rows by some of the rank. weights: where A begins."""
     item_type, _pair, _member, first, num_rows, rank, column, start = item[:8]
-    row_nbytes = _nbytes(item_type) * in_features
+    row_nbytes = nbytes_of(item_type) * in_features
     rows, out = x + x_stride * first, shrunk + stride * first + 4 * (column + start)
     weights += row_nbytes * start
     sizes = (x_stride, row_nbytes, stride, in_features)
     for j in range(0, rank, COLUMNS):
         ahead = weights + row_nbytes * (j + COLUMNS if j + 2 * COLUMNS <= rank else j)
-        rows_of_a, last, to = weights + row_nbytes * j, rank - j - 1, out + 4 * j
-        if item_type == 0:
-            shrink_float32(rows, num_rows, rows_of_a, last, ahead, to, sizes)
-        elif item_type == 1:
-            shrink_float16(rows, num_rows, rows_of_a, last, ahead, to, sizes)
-        else:
-            shrink_bfloat16(rows, num_rows, rows_of_a, last, ahead, to, sizes)
+        shrink(item_type, rows, num_rows, weights + row_nbytes * j, rank - j - 1, ahead, out + 4 * j, sizes)
 
 
 @inline
 def _expand(item: Any, shrunk: int, stride: int, y: int, y_stride: int, weights: int) -> None:
     """Expand a piece: some rows by some of the outputs. weights: where B begins."""
     item_type, _pair, _member, first, num_rows, rank, column, out_features, start, width, y_column = item
-    nbytes = _nbytes(item_type)
+    nbytes = nbytes_of(item_type)
     rows, results = shrunk + stride * first + 4 * column, y + y_stride * first + 4 * (y_column + start)
     weights += nbytes * start
     sizes = (stride, nbytes * out_features, y_stride, rank)
     whole = width - width % WIDE
     for o in range(0, whole, WIDE):
         ahead = nbytes * WIDE if o + 2 * WIDE <= whole else 0
-        columns_of_b, to = weights + nbytes * o, results + 4 * o
-        if item_type == 0:
-            expand_float32(rows, num_rows, columns_of_b, 0, ahead, to, sizes)
-        elif item_type == 1:
-            expand_float16(rows, num_rows, columns_of_b, 0, ahead, to, sizes)
-        else:
-            expand_bfloat16(rows, num_rows, columns_of_b, 0, ahead, to, sizes)
+        expand(item_type, rows, num_rows, weights + nbytes * o, ahead, results + 4 * o, sizes)
     for o in range(whole, width, LANES):
-        columns_of_b, to = weights + nbytes * o, results + 4 * o
-        if item_type == 0:
-            narrow_float32(rows, num_rows, columns_of_b, width - o, 0, to, sizes)
-        elif item_type == 1:
-            narrow_float16(rows, num_rows, columns_of_b, width - o, 0, to, sizes)
-        else:
-            narrow_bfloat16(rows, num_rows, columns_of_b, width - o, 0, to, sizes)
+        narrow_expand(item_type, rows, num_rows, weights + nbytes * o, width - o, 0, results + 4 * o, sizes)
 
 
 @functools.cache

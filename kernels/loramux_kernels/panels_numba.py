@@ -15,10 +15,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from loramux_kernels.emitter_numba import LANES, Emitter
 from loramux_kernels.machine_numba import CACHE_LINE, floats, inline, loop, next_item
 from loramux_kernels.packed import PANEL
 from loramux_kernels.team import Loop
-from loramux_kernels.tiles_numba import LANES, Emitter
 
 MOST_ROWS = 12 if LANES == 16 else 3  # of a tile
 FEW_ROWS = MOST_ROWS // 2  # of a tile that is done before much could be fetched

@@ -9,12 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from loramux_kernels.backend import ITEM_TYPES
 from loramux_kernels.slot_table import SlotTable
 
 ALIGNMENT = 16  # bytes; the kernels load vectors of as many from the address of a tensor on
-
-ITEM_TYPES = ("float32", "float16", "bfloat16")
-"""What the numbers of a pair may be where rows are float32 on a CPU: 16-bit ones become float32 as they are read."""
 
 _16_BIT = (torch.float16, torch.bfloat16)
 
@@ -143,7 +141,7 @@ class SlotWeights:
         a, b = (0, 0) if pair is None else (pair[0].data_ptr(), pair[1].data_ptr())
         self._host_table[:, slot] = a, b
         if self._may_be_16_bit:
-            item_type = 0 if pair is None else ITEM_TYPES.index(str(pair[0].dtype).removeprefix("torch."))
+            item_type = 0 if pair is None else ITEM_TYPES.index(pair[0].dtype)
             self.item_types = (*self.item_types[:slot], item_type, *self.item_types[slot + 1 :])
         self._table.set(self._module, slot, a=a, b=b, rank=rank)
 

@@ -47,6 +47,7 @@ from loramux.llm_options import LLMOptions
         ("memory_utilization", True, "a number in (0, 1]"),
         ("memory_utilization", None, "a number in (0, 1]"),
         ("dtype", "float64", "one of auto, float32, bfloat16, float16"),
+        ("kv_cache_dtype", "fp8", "one of auto, float16, bfloat16"),
         ("quantization", "int3", "None or one of int8"),
         ("device", "tpu", "one of auto, cpu, cuda"),
         ("kernels", "numba", "one of auto, torch, triton"),

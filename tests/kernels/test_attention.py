@@ -40,6 +40,17 @@ def test_prefill_equals_the_truth(name: str, widths: tuple[int, int]) -> None:
     assert got[~batch.owned].isnan().all()
 
 
+@pytest.mark.parametrize("widths", [(64, 64), (72, 72), (24, 8)], ids=str)
+@pytest.mark.parametrize("name", ["plain", "window", "everything"])
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_keys_and_values_of_16_bits_are_read_exactly(kv_dtype: torch.dtype, name: str, widths: tuple[int, int]) -> None:
+    batch = make_attention([(0, 1), (0, 17), (15, 2), (16, 37), (83, 17)], widths=widths, kv_dtype=kv_dtype)
+    want = batch.truth(RULES[name])
+    assert_matches("prefill", batch.run_prefill(RULES[name])[batch.owned], want[batch.owned], torch.float32)
+    last = [start + count - 1 for start, (_context, count) in zip(batch.starts, batch.chunks, strict=True)]
+    assert_matches("decode", batch.run_decode(RULES[name])[last], want[last], torch.float32)
+
+
 @pytest.mark.parametrize("backend", ["torch"], indirect=True)
 @pytest.mark.parametrize("sinks", [None, SINKS], ids=["plain", "sinks"])
 def test_a_sequence_of_no_tokens_gets_zeros(sinks: torch.Tensor | None) -> None:

@@ -83,6 +83,33 @@ def test_rotate_and_store_rotates_in_place_and_fills_the_cache(
     assert (values[others] == 7).all()
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [64, 8, 2])
+def test_a_cache_of_16_bits_gets_the_nearest_numbers_and_what_was_finite_stays_so(
+    kv_dtype: torch.dtype, dim: int
+) -> None:
+    inf, nan, largest = float("inf"), float("nan"), torch.finfo(kv_dtype).max
+    strange = [0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 1e-7, -3e-8, 1e-40, 65519.0, 65520.0]
+    strange += [-65504.0, 1e6, -1e30, 3.4e38, -3.4e38, inf, -inf, nan, -nan]
+    num_rows = 4
+    qkv = random(num_rows, 6 * dim)
+    value = qkv[:, 4 * dim :]
+    for index, number in enumerate(strange):
+        value[index % num_rows, index // num_rows % (2 * dim)] = number
+    cos, sin, slots = torch.ones(num_rows, dim), torch.zeros(num_rows, dim), torch.tensor([5, 0, 3, 2])
+    keys, values = (torch.full((6, 2, dim), 7.0, dtype=kv_dtype) for _ in range(2))
+
+    rotate_and_store(qkv, cos, sin, slots, keys, values, num_heads=2)
+
+    for kept, given in ((keys, qkv[:, 2 * dim : 4 * dim]), (values, value)):
+        finite = given.clamp(-largest, largest).to(kv_dtype)
+        want = torch.where(given.isinf(), given.to(kv_dtype), finite).view(num_rows, 2, dim)
+        assert torch.equal(kept[slots].nan_to_num(9.0, inf, -inf), want.nan_to_num(9.0, inf, -inf))
+        assert torch.equal(kept[slots].isnan(), want.isnan())
+        assert (kept[[1, 4]] == 7).all()
+    assert values[slots].isfinite().sum() == given.isfinite().sum()
+
+
 def attend(
     lengths: list[int], *, heads: tuple[int, int], dim: int, block_size: int, window: int | None, strange: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:

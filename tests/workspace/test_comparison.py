@@ -26,7 +26,8 @@ def test_systems_with_the_same_weights_give_as_many_tokens_and_the_same_ones(
 ) -> None:
     output, plot = tmp_path / "comparison.json", tmp_path / "comparison.png"
     options = ["--tiny", "--rounds", "1", "--output", str(output), "--plot", str(plot)]
-    chosen = ["--systems", "loramux,transformers,peft", "--cases", "base,eight-adapters,base-with-room,attention"]
+    cases = "base,eight-adapters,base-with-room,attention,attention-16-bit"
+    chosen = ["--systems", "loramux,transformers,peft", "--cases", cases]
     monkeypatch.setattr(sys, "argv", ["compare.py", *options, *chosen])
 
     status = compare.main()
@@ -39,7 +40,8 @@ def test_systems_with_the_same_weights_give_as_many_tokens_and_the_same_ones(
         "eight-adapters": {"loramux", "peft"},
         "base-with-room": {"loramux"},
     }
-    assert 0 < report["figures"]["attention_share"]["median"] < 1
+    for attention in ("attention", "attention_16_bit"):
+        assert 0 < report["figures"][f"{attention}_share"]["median"] < 1
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

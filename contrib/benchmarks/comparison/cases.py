@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["generate", "attention", "limits"]
-Precision = Literal["float32", "int8"]
+Precision = Literal["float32", "int8", "float16-kv"]
 RANKS = (8, 16, 32, 64)
 BATCH_SIZE = 32
 NUM_SLOTS = 8
@@ -91,4 +91,12 @@ CASES = (
         precision="int8",
     ),
     Case(name="attention", title="one step at 1,024 tokens", group="attention", kind="attention", prompt_length=1024),
+    Case(
+        name="attention-16-bit",
+        title="the same, keys and values in 16 bits",
+        group="attention",
+        kind="attention",
+        prompt_length=1024,
+        precision="float16-kv",
+    ),
 )

@@ -112,6 +112,12 @@ GOALS = (
         0.2,
         at_least=False,
     ),
+    Goal(
+        "the same, keys and values in 16 bits",
+        lambda figures: figures.figure("attention_16_bit_share"),
+        0.2,
+        at_least=False,
+    ),
 )
 
 

@@ -20,6 +20,7 @@ OWN_CASES = frozenset(
         "one-request",
         "one-request-int8",
         "attention",
+        "attention-16-bit",
     }
 )
 

@@ -68,9 +68,9 @@ def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) ->
     if clock.num_calls != NUM_STEPS * num_layers:
         raise RuntimeError(f"attention was called {clock.num_calls} times in {NUM_STEPS} steps of {num_layers} layers")
     return {
-        "attention_share": clock.seconds / step_seconds,
-        "attention_ms": clock.seconds / NUM_STEPS * 1000,
-        "attention_step_ms": step_seconds / NUM_STEPS * 1000,
+        "share": clock.seconds / step_seconds,
+        "ms": clock.seconds / NUM_STEPS * 1000,
+        "step_ms": step_seconds / NUM_STEPS * 1000,
     }
 
 

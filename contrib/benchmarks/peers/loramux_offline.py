@@ -9,10 +9,15 @@ from peers.loramux_attention import attention_figures
 from peers.protocol import Answer, Job, Settings, serve
 
 KV_BYTES = 2 * 2**30
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "int8": {"quantization": "int8"},
+    "float16-kv": {"kv_cache_dtype": "float16"},
+}
 
 
 class LoramuxOffline:
-    """Engines in float32 or with int8 weights, with and without room for adapters; made when first asked for."""
+    """Engines of each precision, with and without room for adapters; made when first asked for."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -26,7 +31,9 @@ class LoramuxOffline:
         engine = self._engine(job)
         if job.kind == "attention":
             lengths = {len(prompt) for prompt in job.prompts}
-            return Answer(figures=attention_figures(engine.llm_engine, len(job.prompts), max(lengths)))
+            figures = attention_figures(engine.llm_engine, len(job.prompts), max(lengths))
+            name = "attention" if job.precision == "float32" else "attention_16_bit"
+            return Answer(figures={f"{name}_{key}": value for key, value in figures.items()})
         outputs = engine.generate(
             [list(prompt) for prompt in job.prompts],
             SamplingParams(temperature=0, max_tokens=job.num_tokens, ignore_eos=True),
@@ -38,7 +45,6 @@ class LoramuxOffline:
     def _engine(self, job: Job) -> LLM:
         key = (job.precision, job.has_adapters)
         if key not in self.engines:
-            quantization: dict[str, Any] = {} if job.precision == "float32" else {"quantization": job.precision}
             engine = self.engines[key] = LLM(
                 self.settings.model,
                 dtype="float32",
@@ -46,7 +52,7 @@ class LoramuxOffline:
                 enable_lora=job.has_adapters,
                 max_loras=self.settings.max_slots,
                 max_lora_rank=self.settings.max_rank,
-                **quantization,
+                **PRECISIONS[job.precision],
             )
             _touch(engine)
         return self.engines[key]

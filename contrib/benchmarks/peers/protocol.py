@@ -41,8 +41,9 @@ class Job:
     """One load: all requests at once, greedy, `num_tokens` tokens each whatever they are.
 
     kind: what to do; a system takes the kinds that compare.py knows it for. adapters: one name per prompt, None for the
-    base model. precision: "float32", or "int8" for weights of eight bits. has_adapters: whether the system is to be one
-    that could serve adapters, whether or not this load names some. figures: further numbers that some kinds need.
+    base model. precision: "float32", "int8" for weights of eight bits, or "float16-kv" for keys and values of sixteen.
+    has_adapters: whether the system is to be one that could serve adapters, whether or not this load names some.
+    figures: further numbers that some kinds need.
     """
 
     kind: str

@@ -18,6 +18,7 @@ def summarize(runner: ModelRunner, args: EngineArgs) -> StartupSummary:
         model=args.model,
         device=str(runner.loaded.device),
         dtype=str(runner.loaded.dtype).removeprefix("torch."),
+        kv_cache_dtype=str(runner.kv_cache.dtype).removeprefix("torch."),
         quantization=args.quantization,
         max_model_len=runner.max_model_len,
         kv_tokens=kv_tokens,
@@ -32,11 +33,12 @@ def summarize(runner: ModelRunner, args: EngineArgs) -> StartupSummary:
 def log_start(summary: StartupSummary) -> None:
     """Log one line of it."""
     logger.info(
-        "engine started model=%s device=%s dtype=%s quantization=%s kv_tokens=%d kv_bytes=%d full_sequences=%d "
-        "max_model_len=%d max_num_seqs=%d max_loras=%d",
+        "engine started model=%s device=%s dtype=%s kv_cache_dtype=%s quantization=%s kv_tokens=%d kv_bytes=%d "
+        "full_sequences=%d max_model_len=%d max_num_seqs=%d max_loras=%d",
         summary.model,
         summary.device,
         summary.dtype,
+        summary.kv_cache_dtype,
         summary.quantization,
         summary.kv_tokens,
         summary.kv_bytes,

@@ -139,7 +139,7 @@ def _prefill_each(
     for start, count, context_len, table in chunks:
         length = context_len + count
         key, value = context.kv_cache.read(layer, table[: -(-length // context.kv_cache.block_size)])
-        key, value = key[:length].transpose(0, 1)[None], value[:length].transpose(0, 1)[None]
+        key, value = (kept[:length].to(query.dtype).transpose(0, 1)[None] for kept in (key, value))
         num_kv_heads, num_heads = key.shape[1], query.shape[1]
         group = num_heads // num_kv_heads
         folded = query[start : start + count].view(count, num_kv_heads, group, -1).permute(1, 2, 0, 3)
@@ -154,7 +154,7 @@ def _decode(
     """query: [n, num_heads, dim], one row per sequence; returns [n, num_heads, value_dim]."""
     num_sequences, num_heads, _dim = query.shape
     key, value = context.kv_cache.read(layer, group.block_ids)  # [n, padded length, kv_heads, width]
-    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    key, value = (kept.to(query.dtype).transpose(1, 2) for kept in (key, value))
     folded = query.view(num_sequences, key.shape[1], num_heads // key.shape[1], -1)
     mask = _decode_mask(context, group, key.shape[2], rule.window, query)
     return _weigh(rule, folded, key, value, mask).reshape(num_sequences, num_heads, -1)

@@ -29,6 +29,7 @@ class LayerShape:
 class KVCache:
     """keys[layer]: [num_blocks + scratch, block_size, num_kv_heads, key_dim]; values[layer] likewise with value_dim.
 
+    dtype: of keys and values; what is written is rounded to it, and what is read is as it was written.
     Scratch blocks follow the others: room for NUM_SCRATCH_SLOTS tokens that belong to no sequence.
     Between two steps every number in it is finite: a masked NaN is still NaN, and would reach the block's next owner.
     """
@@ -44,6 +45,7 @@ class KVCache:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.dtype = dtype
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         pages = HugePages()

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def size_kv_cache(loaded: LoadedModel, args: EngineArgs, layers: Sequence[LayerShape]) -> tuple[int, int]:
     """Return max_model_len and the number of KV blocks that fit the memory allowed."""
-    per_token = bytes_per_token(layers, loaded.dtype)
+    per_token = bytes_per_token(layers, loaded.kv_dtype)
     allowed = args.kv_cache_memory_bytes
     if allowed is None:
         allowed = int(_free_bytes(loaded.device) * args.memory_utilization)

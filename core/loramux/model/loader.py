@@ -39,6 +39,7 @@ class LoadedModel:
     model: PreTrainedModel
     device: torch.device
     dtype: torch.dtype
+    kv_dtype: torch.dtype  # of the KV cache
     eos_token_ids: frozenset[int]
     vocab_size: int
     max_positions: int | None
@@ -74,6 +75,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
     _check_config(args.model, text_config)
     dtype = _choose_dtype(args, text_config, device)
     _check_quantization(args, device, dtype)
+    kv_dtype = _choose_kv_dtype(args, device, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.location, dtype=dtype, attn_implementation=ATTENTION_NAME, output_loading_info=True, **gguf
@@ -92,6 +94,7 @@ def load_model(args: EngineArgs) -> LoadedModel:
         model=model,
         device=device,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         eos_token_ids=_eos_token_ids(model),
         vocab_size=vocab_size(model),
         max_positions=_max_positions(text_config),
@@ -162,6 +165,19 @@ def _check_quantization(args: EngineArgs, device: torch.device, dtype: torch.dty
             f"quantization {args.quantization!r} works on device cpu in dtype float32, here they are {device.type} and "
             f"{str(dtype).removeprefix('torch.')}: leave it out, or set device and dtype"
         )
+
+
+def _choose_kv_dtype(args: EngineArgs, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What keys and values are kept in: what attention can read beside the model's rows."""
+    chosen = dtype if args.kv_cache_dtype == "auto" else getattr(torch, args.kv_cache_dtype)
+    assert isinstance(chosen, torch.dtype)
+    is_float32_on_cpu = device.type == "cpu" and dtype is torch.float32 and args.kernels != "triton"
+    if chosen is not dtype and not is_float32_on_cpu:
+        raise ConfigInvalid(
+            f"kv_cache_dtype {args.kv_cache_dtype!r} is for a model that a CPU computes in float32, here device is "
+            f"{device.type}, dtype {str(dtype).removeprefix('torch.')} and kernels {args.kernels!r}: leave it at 'auto'"
+        )
+    return chosen
 
 
 def _eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -51,12 +51,17 @@ class ModelRunner:
         self.lora = _lora(loaded, self.base, args, self.fused)  # before KV memory takes its share of what is free
         self.max_model_len, num_blocks = size_kv_cache(loaded, args, probed.layers)
         check_rope(loaded.model.config, args.model, self.max_model_len)
-        self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.dtype)
+        self.kv_bytes_per_token = bytes_per_token(probed.layers, loaded.kv_dtype)
         self.kv_cache = KVCache(
-            probed.layers, num_blocks=num_blocks, block_size=args.block_size, dtype=loaded.dtype, device=loaded.device
+            probed.layers,
+            num_blocks=num_blocks,
+            block_size=args.block_size,
+            dtype=loaded.kv_dtype,
+            device=loaded.device,
         )
         self.graphs: DecodeGraphs | None = None
-        is_recorded = self.fused.stack is not None and use_numba(self.kv_cache.keys[0])
+        self._row = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
+        is_recorded = self.fused.stack is not None and use_numba(self._row)
         self._fixed_inputs = self.decode_inputs(args) if is_recorded else None
         self.num_steps = 0
         self._sampler = Sampler()
@@ -118,7 +123,7 @@ class ModelRunner:
     def compute(self, sequences: Sequence[ScheduledSequence]) -> StepOutput:
         """Compute a forward pass eagerly, whatever is in it."""
         has_lora = self.lora is not None
-        if self._fixed_inputs is not None and is_decode(sequences) and use_numba(self.kv_cache.keys[0]):
+        if self._fixed_inputs is not None and is_decode(sequences) and use_numba(self._row):
             inputs = self._fixed_inputs.batch(sequences, has_lora=has_lora)
         else:
             inputs = build_inputs(sequences, self.kv_cache, self.loaded.device, has_lora=has_lora)

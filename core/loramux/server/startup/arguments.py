@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from loramux.adapters.disk_store import DEFAULT_MAX_DISK_BYTES
 from loramux.adapters.store_layout import DEFAULT_STORE_ROOT
-from loramux.config import BaseMatch, DeviceName, DTypeName, EngineArgs, Quantization
+from loramux.config import BaseMatch, DeviceName, DTypeName, EngineArgs, KVCacheDType, Quantization
 from loramux.errors import ConfigInvalid
 from loramux.lora.adapter_root import why_unsafe
 from loramux.lora.plugin_manager import PluginConfig
@@ -32,6 +32,7 @@ ENGINE_OPTIONS = (
     "kv_cache_memory_bytes",
     "memory_utilization",
     "dtype",
+    "kv_cache_dtype",
     "quantization",
     "device",
     "seed",
@@ -209,6 +210,11 @@ def add_engine_arguments(group: argparse._ArgumentGroup) -> None:
         "--memory-utilization", type=float, metavar="SHARE", help="or its share of the memory that is free"
     )
     group.add_argument("--dtype", choices=get_args(DTypeName), help="what to compute in (auto)")
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=get_args(KVCacheDType),
+        help="keep keys and values in 16 bits beside a model of float32 on a CPU: twice the tokens (auto: as computed)",
+    )
     group.add_argument(
         "--quantization",
         choices=get_args(Quantization),

@@ -35,7 +35,7 @@ class StartScreen:
             ("device", f"{summary.device}, {summary.dtype}" + self._quantization()),
             (
                 "KV cache",
-                f"{summary.kv_tokens:,} tokens ({_size(summary.kv_bytes)}): {summary.num_full_sequences} sequences of "
+                f"{summary.kv_tokens:,} tokens ({self._kv_cache()}): {summary.num_full_sequences} sequences of "
                 f"{summary.max_model_len:,} tokens, more if shorter, at most {summary.max_num_seqs} at once",
             ),
             ("adapters", self._adapters()),
@@ -51,6 +51,10 @@ class StartScreen:
 
     def _quantization(self) -> str:
         return f", {self.summary.quantization} weights" if self.summary.quantization else ""
+
+    def _kv_cache(self) -> str:
+        size, dtype = _size(self.summary.kv_bytes), self.summary.kv_cache_dtype
+        return size if dtype == self.summary.dtype else f"{size}, {dtype}"
 
     def _open(self) -> str:
         return "OPEN TO EVERYBODY ON THE NETWORK" if self.config.is_public else "open to everybody on this machine"

@@ -13,6 +13,7 @@ SUMMARY = StartupSummary(
     model="org/llama",
     device="cpu",
     dtype="float32",
+    kv_cache_dtype="float32",
     quantization=None,
     max_model_len=2048,
     kv_tokens=65536,
