@@ -6,16 +6,18 @@ kernels may load vectors wherever an adapter lies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final
 
 import torch
 
-from loramux.adapters.weights import AdapterWeights
+from loramux.adapters.weights import AdapterWeights, ModuleWeights
 
 ALIGNMENT: Final = 256  # bytes
+
+Group = list[tuple[str, ModuleWeights]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class PackedAdapter:
 
     def placed_in(self, memory: torch.Tensor) -> PackedAdapter:
         """Return this adapter as it lies in `memory` [at least numel], which a copy of its slab begins."""
+        if memory is self.slab:
+            return self
         slab = memory[: self.slab.numel()]
         modules = {path: PackedModule(_view(slab, m.a), _view(slab, m.b)) for path, m in self.modules.items()}
         return replace(self, slab=slab, modules=modules)
@@ -56,32 +60,56 @@ def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> P
     The scaling is multiplied in float32 before the cast. Where the dtype is float32 on a CPU, an adapter of 16-bit
     numbers stays one, if the scaling keeps them exact: half of the memory, and half of the reads in every step.
     """
-    dtype = _narrowest(weights, dtype, device)
+    groups = _groups(weights)
+    dtype = _narrowest(groups, dtype, device)
     unit = ALIGNMENT // dtype.itemsize
-    sizes = [tensor.numel() for module in weights.modules.values() for tensor in (module.a, module.b)]
-    starts = list(accumulate((-(-size // unit) * unit for size in sizes), initial=0))
-    slab = torch.zeros(starts[-1], dtype=dtype, pin_memory=device.type == "cuda")
-    pieces = (slab[start : start + size] for start, size in zip(starts, sizes, strict=False))
+    shapes = [(len(group), *shape) for group in groups for shape in (group[0][1].a.shape, group[0][1].b.t().shape)]
+    steps = [-(-rows * columns // unit) * unit for _count, rows, columns in shapes]  # from one module to the next
+    sizes = (count * step for (count, *_), step in zip(shapes, steps, strict=True))
+    *starts, numel = accumulate(sizes, initial=0)
+    slab = torch.zeros(numel, dtype=dtype, pin_memory=device.type == "cuda")
+    places = (
+        slab.as_strided(shape, (step, shape[2], 1), start)
+        for shape, step, start in zip(shapes, steps, starts, strict=True)
+    )
     modules: dict[str, PackedModule] = {}
+    for group in groups:
+        a, b = next(places), next(places).transpose(1, 2)
+        a.copy_(torch.stack([module.a for _path, module in group]))
+        b.copy_(_scaled_b(group))
+        pairs = zip(group, a.unbind(), b.unbind(), strict=True)
+        modules |= {path: PackedModule(one_a, one_b) for (path, _module), one_a, one_b in pairs}
+    in_order = {path: modules[path] for path in weights.modules}
+    return PackedAdapter(weights.name, weights.digest, slab, in_order, weights.max_rank)
+
+
+def _groups(weights: AdapterWeights) -> list[Group]:
+    """Modules whose pairs have the same shapes and dtypes: what is done to one is done to all in one call."""
+    groups: dict[object, Group] = {}
     for path, module in weights.modules.items():
-        a, b = next(pieces).view(module.a.shape), next(pieces).view(module.b.t().shape).t()
-        a.copy_(module.a)
-        b.copy_(module.b.to(torch.float32) * module.scaling)
-        modules[path] = PackedModule(a, b)
-    return PackedAdapter(weights.name, weights.digest, slab, modules, weights.max_rank)
+        kind = module.a.shape, module.b.shape, module.a.dtype, module.b.dtype
+        groups.setdefault(kind, []).append((path, module))
+    return list(groups.values())
 
 
-def _narrowest(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def _scaled_b(group: Group) -> torch.Tensor:
+    """Every B of a group by its scaling: [n, out_features, rank], in float32 unless no scaling changes anything."""
+    stacked = torch.stack([module.b for _path, module in group])
+    scalings = [module.scaling for _path, module in group]
+    if all(scaling == 1 for scaling in scalings):
+        return stacked
+    return stacked.float() * torch.tensor(scalings, dtype=torch.float32)[:, None, None]
+
+
+def _narrowest(groups: Sequence[Group], dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The adapter's own 16-bit dtype where it holds everything exactly and can be served; else `dtype`."""
-    modules = weights.modules.values()
-    dtypes = {tensor.dtype for module in modules for tensor in (module.a, module.b)}
+    dtypes = {tensor.dtype for group in groups for tensor in (group[0][1].a, group[0][1].b)}
     if dtype is not torch.float32 or device.type != "cpu" or len(dtypes) != 1:
         return dtype
     (own,) = dtypes
     if own not in (torch.float16, torch.bfloat16):
         return dtype
-    scaled = (module.b.float() * module.scaling for module in modules if module.scaling != 1)
-    return own if all(torch.equal(b, b.to(own).float()) for b in scaled) else dtype
+    return own if all(torch.equal(b, b.to(own).to(b.dtype)) for b in map(_scaled_b, groups)) else dtype
 
 
 def _view(slab: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

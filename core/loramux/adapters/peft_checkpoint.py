@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from loramux.adapters.adapter_files import AdapterFile, AdapterFiles, open_adapter_files
-from loramux.adapters.adapter_layout import AdapterLayout, SavedBaseWeight, lay_out, max_num_tensors
+from loramux.adapters.adapter_layout import SavedBaseWeight, lay_out, max_num_tensors
 from loramux.adapters.base_match import BaseMatch, refuse_other_base
 from loramux.adapters.digest import digest_of_bytes
+from loramux.adapters.known_headers import CheckedHeader, KnownHeaders
 from loramux.adapters.peft_config import MAX_CONFIG_NBYTES, PeftConfig, parse_peft_config
 from loramux.adapters.refusal import Refusal
 from loramux.adapters.safetensors_header import (
@@ -26,7 +27,7 @@ from loramux.adapters.safetensors_header import (
     header_nbytes,
     parse_header,
 )
-from loramux.adapters.tensor_values import refuse_changed_base, refuse_non_finite, tensor_at
+from loramux.adapters.tensor_values import refuse_changed_base, refuse_non_finite, tensor_at, tensors_of
 from loramux.adapters.weights import AdapterWeights, BaseModelSpec, ModuleWeights
 from loramux.errors import AdapterInvalid
 
@@ -49,6 +50,7 @@ class _Checks:
     compares_base_weights: bool
     max_adapter_bytes: int
     passed: Callable[[str], None]
+    known_headers: KnownHeaders
 
 
 def read_adapter(
@@ -64,13 +66,15 @@ def read_adapter(
     max_adapter_bytes: int = 2 * 1024**3,
     allowed_root: Path | None = None,
     passed: Callable[[str], None] = lambda _check: None,
+    known_headers: KnownHeaders | None = None,
 ) -> AdapterWeights:
     """Read and check the adapter in a local folder; raises AdapterInvalid. Blocks: call it off the event loop.
 
     With `allowed_root` the folder must lie below it, and no symlink below it is followed.
     `base_weight(module)` returns the base's own weight of an embedding or lm_head; without it, an adapter that brings
     a copy of such a weight is refused, because the copy cannot be compared. Only whoever does not serve the adapter may
-    set `compares_base_weights` to False. `passed` is called with each of CHECKS that holds.
+    set `compares_base_weights` to False. `passed` is called with each of CHECKS that holds. `known_headers`:
+    those of adapters read before for the same base and rank, which are not checked again, nor told to `passed`.
     """
     checks = _Checks(
         base,
@@ -81,6 +85,7 @@ def read_adapter(
         compares_base_weights,
         max_adapter_bytes,
         passed,
+        KnownHeaders() if known_headers is None else known_headers,
     )
     open_files = partial(open_adapter_files, folder, allowed_root)
     try:
@@ -128,21 +133,27 @@ def _read(name: str, files: AdapterFiles, checks: _Checks) -> AdapterWeights:
     prefix = bytes(files.weights.read(LENGTH_NBYTES))
     header = bytes(_read_exactly(files.weights, header_nbytes(prefix, file_nbytes=files.weights.nbytes)))
     data_nbytes = files.weights.nbytes - len(prefix) - len(header)
+    content = config_bytes, header, data_nbytes
+    checked = checks.known_headers.get(content, lambda: _check_header(header, data_nbytes, config, checks))
+
+    data = _read_exactly(files.weights, data_nbytes)
+    refuse_non_finite(data, checked.entries, checks.serving_dtype)
+    checks.passed("values")
+    if checks.compares_base_weights:
+        for saved in checked.layout.saved_base_weights:
+            _refuse_changed_base(saved, data, checks.base_weight)
+        checks.passed("base weights")
+    modules = _modules(checked, data)
+    nbytes = sum(module.a.nbytes + module.b.nbytes for module in modules.values())
+    return AdapterWeights(name, digest_of_bytes(config_bytes, (prefix, header, data)), modules, nbytes)
+
+
+def _check_header(header: bytes, data_nbytes: int, config: PeftConfig, checks: _Checks) -> CheckedHeader:
     entries = parse_header(header, data_nbytes=data_nbytes, max_tensors=max_num_tensors(checks.base))
     checks.passed("header")
     layout = lay_out(entries, config=config, base=checks.base, max_lora_rank=checks.max_lora_rank)
     checks.passed("layout")
-
-    data = _read_exactly(files.weights, data_nbytes)
-    refuse_non_finite(data, entries, checks.serving_dtype)
-    checks.passed("values")
-    if checks.compares_base_weights:
-        for saved in layout.saved_base_weights:
-            _refuse_changed_base(saved, data, checks.base_weight)
-        checks.passed("base weights")
-    modules = _modules(layout, data)
-    nbytes = sum(module.a.nbytes + module.b.nbytes for module in modules.values())
-    return AdapterWeights(name, digest_of_bytes(config_bytes, (prefix, header, data)), modules, nbytes)
+    return CheckedHeader(entries, layout)
 
 
 def _refuse_oversize(weights: AdapterFile, config: PeftConfig, checks: _Checks) -> None:
@@ -181,11 +192,13 @@ def _refuse_changed_base(saved: SavedBaseWeight, data: memoryview, base_weight: 
     refuse_changed_base(saved.module, tensor_at(data, saved.entry), base_weight(saved.module))
 
 
-def _modules(layout: AdapterLayout, data: memoryview) -> dict[str, ModuleWeights]:
-    modules = {}
+def _modules(checked: CheckedHeader, data: memoryview) -> dict[str, ModuleWeights]:
+    names = (entry.name for entry in checked.entries)
+    tensors = dict(zip(names, tensors_of(data, checked.entries), strict=True))
     # A view keeps the whole buffer: with copies of base weights in it, that can be a hundred times the adapter.
-    must_copy = bool(layout.saved_base_weights)
-    for pair in layout.pairs:
-        a, b = tensor_at(data, pair.a), tensor_at(data, pair.b)
+    must_copy = bool(checked.layout.saved_base_weights)
+    modules = {}
+    for pair in checked.layout.pairs:
+        a, b = tensors[pair.a.name], tensors[pair.b.name]
         modules[pair.module] = ModuleWeights(a.clone() if must_copy else a, b.clone() if must_copy else b, pair.scaling)
     return modules

@@ -22,6 +22,15 @@ def tensor_at(data: memoryview | bytearray, entry: TensorEntry) -> torch.Tensor:
     return torch.frombuffer(data, dtype=entry.dtype, count=count, offset=start).reshape(entry.shape)
 
 
+def tensors_of(data: memoryview | bytearray, entries: Sequence[TensorEntry]) -> Sequence[torch.Tensor]:
+    """Return the tensors of all entries, which cover `data` in their order, as views of it where they can be."""
+    if len({entry.dtype for entry in entries}) > 1:
+        return [tensor_at(data, entry) for entry in entries]
+    flat = torch.frombuffer(data, dtype=entries[0].dtype)
+    pieces = flat.split_with_sizes([math.prod(entry.shape) for entry in entries])
+    return [piece.view(entry.shape) for piece, entry in zip(pieces, entries, strict=True)]
+
+
 def refuse_non_finite(data: memoryview | bytearray, entries: Sequence[TensorEntry], serving_dtype: torch.dtype) -> None:
     """Raise Refusal if any value is not finite as stored, or will not be in the dtype that serves.
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from loramux.adapters.known_headers import KnownHeaders
 from loramux.adapters.packed import PackedAdapter, pack
 from loramux.adapters.peft_checkpoint import read_adapter
 from loramux.config import EngineArgs
@@ -40,6 +41,7 @@ class AdapterLoader:
         self._base_match = args.base_match
         self._on_event = on_event
         self._on_load = on_load
+        self._known_headers = KnownHeaders()
 
     def load(self, request: LoRARequest) -> PackedAdapter:
         """Read one adapter. Raises AdapterInvalid with the reason."""
@@ -53,6 +55,7 @@ class AdapterLoader:
             serving_dtype=self._dtype,
             base_weight=self._base_weight,
             allowed_root=None if request.allowed_root is None else Path(request.allowed_root),
+            known_headers=self._known_headers,
         )
         if request.digest not in (None, weights.digest):
             raise AdapterInvalid(request.lora_name, "its files have changed since it was found.")

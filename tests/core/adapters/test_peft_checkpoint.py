@@ -332,14 +332,14 @@ def test_a_file_that_changes_once_is_read_again(llama_base: Any, adapter: Any, m
 def test_a_file_that_keeps_changing_is_refused(
     llama_base: Any, adapter: Any, monkeypatch: pytest.MonkeyPatch, is_sound: bool
 ) -> None:
-    parse = peft_checkpoint.parse_header
+    count = peft_checkpoint.header_nbytes
     times = iter(range(1, 10))
 
-    def parse_while_written(header: bytes, **options: Any) -> Any:
+    def count_while_written(prefix: bytes, **options: Any) -> int:
         os.utime(adapter.weights_file, ns=(next(times), next(times)))
-        return parse(header if is_sound else b"torn", **options)
+        return count(prefix if is_sound else b"torn", **options)
 
-    monkeypatch.setattr(peft_checkpoint, "parse_header", parse_while_written)
+    monkeypatch.setattr(peft_checkpoint, "header_nbytes", count_while_written)
     assert llama_base.refusal(adapter.path).reason == (
         "its files change while they are read; try again when the copy is complete."
     )

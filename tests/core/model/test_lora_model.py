@@ -117,6 +117,31 @@ def test_an_adapter_of_16_bits_stays_one_where_nothing_is_lost(
         assert torch.equal(module.b.float(), b.float() * scaling)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_modules_of_all_shapes_ranks_and_scalings_are_packed_in_their_order(dtype: torch.dtype, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 64, 96), (4, 64, 32), (4, 64, 96), (17, 64, 96), (1, 3, 5), (4, 64, 32), (4, 96, 64)]
+    modules = {
+        f"m{9 - number}": ModuleWeights(
+            torch.randn(rank, width, generator=generator).to(dtype),
+            torch.randn(out, rank, generator=generator).to(dtype),
+            scaling=(1.0, 2.0, 1 / 3)[number % 3],
+        )
+        for number, (rank, width, out) in enumerate(shapes)
+    }
+    adapter = pack(AdapterWeights("a", "a", modules, 0), torch.float32, torch.device(device))
+
+    assert list(adapter.modules) == list(modules)
+    for path, module in modules.items():
+        packed_module = adapter.modules[path]
+        assert torch.equal(packed_module.a, module.a.float())
+        assert torch.equal(packed_module.b, module.b.float() * module.scaling)
+        assert [tensor.storage_offset() * 4 % 256 for tensor in (packed_module.a, packed_module.b)] == [0, 0]
+        assert packed_module.a.is_contiguous()
+        assert packed_module.b.t().is_contiguous()
+
+
 @pytest.mark.parametrize("rank", [1, 4, 17])
 def test_every_tensor_of_a_slab_begins_at_a_multiple_of_256_bytes(rank: int) -> None:
     """B lies as its transpose, so that no rank moves the rows of either off the vectors that kernels load."""
