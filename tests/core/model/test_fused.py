@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaRMSNorm
 
 from loramux.config import EngineArgs
 from loramux.errors import ModelUnsupported
@@ -41,12 +43,12 @@ def fused_kinds(model: PreTrainedModel) -> set[str]:
 @pytest.mark.parametrize(
     ("family", "fused"),
     [
-        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer", "LlamaModel", "Linear"}),
+        ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer", "LlamaForCausalLM", "Linear"}),
         (
             "mistral",
-            {"MistralRMSNorm", "MistralMLP", "MistralAttention", "MistralDecoderLayer", "MistralModel", "Linear"},
+            {"MistralRMSNorm", "MistralMLP", "MistralAttention", "MistralDecoderLayer", "MistralForCausalLM", "Linear"},
         ),
-        ("qwen2", {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention", "Qwen2DecoderLayer", "Qwen2Model", "Linear"}),
+        ("qwen2", {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention", "Qwen2DecoderLayer", "Qwen2ForCausalLM", "Linear"}),
         ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Linear"}),
         ("gemma2", {"Gemma2MLP", "Linear"}),
         ("gpt2", {"Linear"}),
@@ -87,9 +89,8 @@ def test_what_computes_something_else_is_found_out_and_undone(
 ) -> None:
     def fuse_wrongly(model: PreTrainedModel, flat_modules: frozenset[str]) -> FusedModel:
         fused = fuse(model, flat_modules)
-        norm = model.model.norm
-        forward = vars(norm)["forward"]
-        fused.replace(norm, lambda rows: 2 * forward(rows))
+        linear = fused.linears[model.lm_head]
+        linear._bias = torch.ones(linear.out_features)
         return fused
 
     monkeypatch.setattr(runner_module, "fuse", fuse_wrongly)
@@ -100,21 +101,24 @@ def test_what_computes_something_else_is_found_out_and_undone(
     assert "its paged logits differ by" in caplog.text
 
 
-@torch.inference_mode()
-def test_a_fused_model_takes_embeddings_in_the_place_of_tokens(tiny_llama: Path) -> None:
+def test_a_model_that_hands_over_embeddings_goes_through_its_layers_too(tiny_llama: Path) -> None:
+    class Embedding(LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, logits_to_keep: object = 0, **inputs: Any) -> CausalLMOutputWithPast:
+            embedded = self.model.embed_tokens(input_ids)
+            hidden = self.model(inputs_embeds=embedded, **inputs).last_hidden_state
+            wanted = hidden if isinstance(logits_to_keep, int) else hidden[:, logits_to_keep]
+            return CausalLMOutputWithPast(logits=self.lm_head(wanted))
+
     model = load(tiny_llama)
-    fused = fuse(model, probe(model, "m").flat_modules)
+    model.__class__ = Embedding
+    probed = probe(model, "m")
+    fused = fuse(model, probed.flat_modules)
+
     assert fused.stack is not None
-    tokens = torch.tensor([[5, 6, 7]])
-    embedded = model.model.embed_tokens(tokens)
-    given: list[torch.Tensor] = []
-    fused.stack._layers = [lambda rows, _angles: given.append(rows) or rows]  # type: ignore[list-item, func-returns-value]
-
-    by_tokens = model.model(input_ids=tokens, position_ids=torch.arange(3)[None])
-    by_embeddings = model.model(inputs_embeds=embedded, position_ids=torch.arange(3)[None])
-
-    assert torch.equal(given[0], given[1])
-    assert torch.equal(by_tokens.last_hidden_state, by_embeddings.last_hidden_state)
+    assert fused_kinds(model) == {
+        *("LlamaRMSNorm", "LlamaMLP", "LlamaAttention", "LlamaDecoderLayer", "LlamaModel", "Linear")
+    }
+    check_fused(model, probed)
 
 
 def test_what_fails_where_layers_are_fused_is_undone(
@@ -122,14 +126,14 @@ def test_what_fails_where_layers_are_fused_is_undone(
 ) -> None:
     def fuse_wrongly(model: PreTrainedModel, flat_modules: frozenset[str]) -> FusedModel:
         fused = fuse(model, flat_modules)
-        fused.replace(model.model.norm, lambda: None)
+        fused.replace(model, lambda: None)
         return fused
 
     monkeypatch.setattr(runner_module, "fuse", fuse_wrongly)
     runner = ModelRunner(load_model(args := EngineArgs(model=str(tiny_llama), max_model_len=64)), args)
 
     assert fused_kinds(runner.loaded.model) == set()
-    assert "layers not fused model=LlamaForCausalLM reason='TypeError" in caplog.text
+    assert 'layers not fused model=LlamaForCausalLM reason="TypeError' in caplog.text
 
 
 def test_the_check_needs_the_models_own_numbers(tiny_llama: Path) -> None:

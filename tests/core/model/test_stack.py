@@ -17,6 +17,7 @@ from loramux.model.loader import load_model
 from loramux.model.runner import ModelRunner
 from loramux_kernels import select_backend
 from loramux_kernels.backend import use_numba
+from loramux_kernels.team import Loop
 from tiny_engines import PROMPTS, engine_args, greedy, run, staggered, three_adapters
 from tiny_models import build_model
 
@@ -152,6 +153,25 @@ def test_two_threads_and_a_change_of_backend_make_no_difference(
     finally:
         select_backend(None)
         torch.set_num_threads(1)
+
+
+def test_a_recorded_step_is_one_call_from_embedded_tokens_to_logits(
+    make_engine: MakeEngine, adapters: list[LoRARequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    for index, owner in enumerate((None, adapters[0])):
+        engine.add_request(str(index), PROMPTS[index], greedy(9), owner)
+    while (2, True) not in stack_of(engine)._recorded:
+        engine.step()
+    runs: list[int] = []
+    run_loop = Loop.run
+    monkeypatch.setattr(Loop, "run", lambda self, *a, **more: runs.append(a[0]) or run_loop(self, *a, **more))
+
+    engine.step()
+
+    assert len(runs) == 1
+    assert runs[0] > 2 * 10, "the loops of both layers"
+    run(engine)
 
 
 def test_steps_with_prompts_are_not_recorded(make_engine: MakeEngine) -> None:

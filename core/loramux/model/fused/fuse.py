@@ -23,6 +23,7 @@ from loramux.model.ends import lm_head
 from loramux.model.fused.layers import (
     attention_forward,
     attention_rows,
+    causal_forward,
     decoder_forward,
     decoder_rows,
     mlp_rows,
@@ -101,13 +102,13 @@ def fuse(model: PreTrainedModel, flat_modules: Collection[str]) -> FusedModel:
             if None not in parts:
                 layer = decoder_rows(*parts)  # type: ignore[arg-type]
                 fused.replace(module, decoder_forward(layer), layer)
-    for module in model.modules():
-        if any(_is_same(module, original) for original in MODELS):
-            _stack(module, fused)
     head = lm_head(model)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module in flat and module not in fused.linears:
             fused.replace(module, module_forward(fused.linear([module], is_lm_head=module is head)))
+    for module in model.modules():
+        if any(_is_same(module, original) for original in MODELS):
+            _stack(module, model, fused)
     return fused
 
 
@@ -125,14 +126,21 @@ def _fuse_layer(module: nn.Module, flat: Collection[nn.Module], fused: FusedMode
         fused.replace(module, attention_forward(attention), attention)
 
 
-def _stack(model: nn.Module, fused: FusedModel) -> None:
-    """Let a model go straight through its layers, where each of them has a faster form."""
-    layers = model.layers[: model.config.num_hidden_layers]  # type: ignore[index, union-attr]  # of each of MODELS
-    parts = [fused.parts.get(layer) for layer in layers]
-    if None not in parts:
-        fused.stack = LayerStack(parts)  # type: ignore[arg-type]
-        ends = model.embed_tokens, model.rotary_emb, fused.stack, model.norm
-        fused.replace(model, model_forward(*ends))  # type: ignore[arg-type]
+def _stack(body: nn.Module, model: PreTrainedModel, fused: FusedModel) -> None:
+    """Let a model go straight through its layers, where each has a faster form, and on to lm_head if that is next."""
+    layers = body.layers[: body.config.num_hidden_layers]  # type: ignore[index, union-attr]  # of each of MODELS
+    parts = [fused.parts.get(module) for module in (*layers, body.norm)]
+    if None in parts:
+        return
+    *parts, norm = parts
+    begin = body.embed_tokens, body.rotary_emb
+    head = fused.linears.get(lm_head(model))  # type: ignore[arg-type]
+    if head is not None and _is_same(model, modeling_llama.LlamaForCausalLM) and model.model is body:
+        fused.stack = LayerStack(parts, lambda rows: head(norm(rows)))  # type: ignore[arg-type, misc]
+        fused.replace(model, causal_forward(*begin, fused.stack))  # type: ignore[arg-type]
+    else:
+        fused.stack = LayerStack(parts, norm)  # type: ignore[arg-type]
+        fused.replace(body, model_forward(*begin, fused.stack))  # type: ignore[arg-type]
 
 
 def _window(module: nn.Module) -> Callable[[], int | None] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from loramux.model.attention import attend
 from loramux.model.forward_context import current_context
@@ -21,6 +21,7 @@ from loramux_kernels import ScoreRule, add_rows, rms_norm, rotate_and_store, sil
 Rows = Callable[[torch.Tensor], torch.Tensor]
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, num_tokens, head_dim]
 Attention = Callable[[torch.Tensor, Angles], torch.Tensor]
+Layers = Callable[[torch.Tensor, Angles, torch.Tensor | None], torch.Tensor]  # see LayerStack
 
 
 def module_forward(compute: Rows) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -103,10 +104,11 @@ def decoder_forward(compute: Attention) -> Callable[..., Any]:
     return forward
 
 
-def model_forward(
-    embedding: nn.Module, rotary: nn.Module, layers: Attention, norm: nn.Module
-) -> Callable[..., BaseModelOutputWithPast]:
-    """The forward of a model from token ids to what lm_head is given: no masks, no caches, no outputs in between."""
+def model_forward(embedding: nn.Module, rotary: nn.Module, layers: Layers) -> Callable[..., BaseModelOutputWithPast]:
+    """The forward of a model from token ids to what lm_head is given: no masks, no caches, no outputs in between.
+
+    layers: all of them, and the norm behind them.
+    """
 
     def forward(
         input_ids: torch.Tensor | None = None,
@@ -116,7 +118,24 @@ def model_forward(
         **_unused: object,
     ) -> BaseModelOutputWithPast:
         hidden = embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        rows = layers(hidden.reshape(-1, hidden.shape[-1]), rotary(hidden, position_ids=position_ids))
-        return BaseModelOutputWithPast(last_hidden_state=norm(rows.view(hidden.shape)))
+        rows = layers(hidden.reshape(-1, hidden.shape[-1]), rotary(hidden, position_ids=position_ids), None)
+        return BaseModelOutputWithPast(last_hidden_state=rows.view(hidden.shape))
+
+    return forward
+
+
+def causal_forward(embedding: nn.Module, rotary: nn.Module, layers: Layers) -> Callable[..., CausalLMOutputWithPast]:
+    """The forward of a causal LM on a flattened batch, from token ids to the logits of the rows that are wanted.
+
+    layers: all of them, and the norm and lm_head behind them. logits_to_keep: the numbers of rows, or 0 for all.
+    """
+
+    def forward(
+        input_ids: torch.Tensor, *, position_ids: torch.Tensor, logits_to_keep: torch.Tensor | int, **_unused: object
+    ) -> CausalLMOutputWithPast:
+        hidden = embedding(input_ids)
+        wanted = None if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = layers(hidden[0], rotary(hidden, position_ids=position_ids), wanted)
+        return CausalLMOutputWithPast(logits=logits[None])
 
     return forward

@@ -1,4 +1,4 @@
-"""LayerStack: the decoder layers of a model as one computation, which decode steps on a CPU record and run again."""
+"""LayerStack: all layers of a model as one computation, which decode steps on a CPU record and run again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from loramux.model.forward_context import ForwardContext, current_context
-from loramux.model.fused.layers import Angles
+from loramux.model.fused.layers import Angles, Rows
 from loramux_kernels.recording import Arena, Call, NotRecordable
 from loramux_kernels.tape import Tape, record
 
@@ -30,28 +30,34 @@ class _Recorded:
 
 
 class LayerStack:
-    """Layers each of whose result is the input of the next; all are given the same angles.
+    """Layers each of whose result is the input of the next, and an ending; all layers are given the same angles.
 
+    ending: the norm behind the layers, and lm_head where that follows at once.
     The first step of some number of rows whose context `is_fixed` is recorded, and the following ones run its tape,
     with the same results to the bit. With and without adapters are two tapes: which adapters, and on what rows, is
     brought up to date when it changes. Belongs to the engine thread.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], ending: Rows) -> None:
         self._layers = layers
+        self._ending = ending
         self._recorded: dict[tuple[int, bool], _Recorded] = {}
         self._inputs = Arena()
         self._halves = Arena(), Arena()  # what a layer makes is read by it and the next: every second uses one
+        self._results = Arena()
         self._is_recordable = True
         self._checked: set[bool] = set()  # of what was recorded: with adapters, without
         self.num_recordings = 0
         self.num_replays = 0
 
-    def __call__(self, rows: torch.Tensor, angles: Angles) -> torch.Tensor:
-        """rows: [num_tokens, hidden]; the result is valid until the next call."""
+    def __call__(self, rows: torch.Tensor, angles: Angles, wanted: torch.Tensor | None) -> torch.Tensor:
+        """Return what the ending makes of the rows that are wanted, or of all; it is valid until the next call.
+
+        rows: [num_tokens, hidden]. wanted: int64, their numbers; a context that `is_fixed` wants all.
+        """
         context = current_context()
         if context is None or not context.is_fixed or not self._is_recordable:
-            return self._compute(rows, angles)
+            return self._compute(rows, angles, wanted)
         key = len(rows), context.segments is not None
         recorded = self._recorded.get(key)
         if recorded is not None:
@@ -61,13 +67,13 @@ class LayerStack:
         except NotRecordable as exc:
             logger.info("decode steps not recorded reason=%r", str(exc))
             self._is_recordable = False
-            return self._compute(rows, angles)
+            return self._compute(rows, angles, wanted)
         return recorded.result
 
-    def _compute(self, rows: torch.Tensor, angles: Angles) -> torch.Tensor:
+    def _compute(self, rows: torch.Tensor, angles: Angles, wanted: torch.Tensor | None) -> torch.Tensor:
         for layer in self._layers:
             rows = layer(rows, angles)
-        return rows
+        return self._ending(rows if wanted is None else rows[wanted])
 
     def _run(self, recorded: _Recorded, rows: torch.Tensor, angles: Angles, context: ForwardContext) -> torch.Tensor:
         recorded.rows.copy_(rows)
@@ -92,6 +98,9 @@ class LayerStack:
             arena.rewind()
             result, calls_of_layer = record(partial(layer, result, held_angles), arena, is_checked=is_checked)
             calls += calls_of_layer
+        self._results.rewind()
+        result, calls_of_ending = record(partial(self._ending, result), self._results, is_checked=is_checked)
+        calls += calls_of_ending
         self._checked.add(has_lora)
         self.num_recordings += 1
         return _Recorded(Tape(calls, context.segments), held, held_angles, result)
