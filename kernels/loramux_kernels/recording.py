@@ -54,7 +54,8 @@ class Arena:
         num_bytes = math.prod(shape) * dtype.itemsize
         while self._chunk == len(self._chunks) or self._used + num_bytes > len(self._chunks[self._chunk]):
             if self._chunk == len(self._chunks):
-                self._chunks.append(reserve(max(num_bytes, CHUNK_NBYTES)))
+                # powers of two: ever larger tensors would else need a chunk each
+                self._chunks.append(reserve(max(1 << (num_bytes - 1).bit_length(), CHUNK_NBYTES)))
             else:
                 self._chunk += 1
             self._used = 0

@@ -181,6 +181,15 @@ def test_an_arena_does_not_grow_with_every_larger_number_of_rows() -> None:
     assert max(addresses) - min(addresses) < 64 * 60_000 * 4
 
 
+def test_tensors_larger_than_a_chunk_share_chunks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loramux_kernels.recording.CHUNK_NBYTES", 1 << 16)
+    arena = Arena()
+    for num_rows in range(1, 100):
+        arena.rewind()
+        arena.empty((num_rows, 5_000), torch.float32)
+    assert sum(map(len, arena._chunks)) <= 2 * (1 << 21)
+
+
 @torch.inference_mode()
 def test_nothing_is_recorded_after_what_failed(weights: dict[str, torch.Tensor]) -> None:
     rows = torch.ones(2, WIDTH)
