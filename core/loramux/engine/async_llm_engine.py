@@ -44,19 +44,20 @@ class _Stream:
         self.loop = loop
         self._latest: RequestOutput | None = None
         self._error: LoramuxError | None = None
-        self._changed = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None  # of the one reader; cheaper than an Event
 
     def put(self, output: RequestOutput) -> None:
         self._latest = output
-        self._changed.set()
+        self._wake()
 
     def fail(self, error: LoramuxError) -> None:
         self._error = error
-        self._changed.set()
+        self._wake()
 
     async def get(self) -> RequestOutput:
-        await self._changed.wait()
-        self._changed.clear()
+        while self._latest is None and self._error is None:
+            self._waiter = self.loop.create_future()
+            await self._waiter
         if self._error is not None:
             raise self._error
         output, self._latest = self._latest, None
@@ -64,6 +65,11 @@ class _Stream:
         if output.error is not None:
             raise output.error
         return output
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():  # done: its reader has been cancelled
+            waiter.set_result(None)
 
 
 class AsyncLLMEngine:
