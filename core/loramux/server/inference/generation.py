@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence, Sized
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -99,13 +99,13 @@ class _Mailbox:
     """The latest output of each prompt that was not taken yet, and how the prompts ended."""
 
     def __init__(self, num_prompts: int) -> None:
-        self._latest: dict[int, RequestOutput] = {}
+        self._latest: dict[int, Update] = {}
         self._num_running = num_prompts
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
 
-    def put(self, prompt_index: int, output: RequestOutput) -> None:
-        self._latest[prompt_index] = output
+    def put(self, update: Update) -> None:
+        self._latest[update.prompt_index] = update
         self._changed.set()
 
     def finish(self, failure: Exception | None) -> None:
@@ -118,8 +118,8 @@ class _Mailbox:
             await self._changed.wait()
             self._changed.clear()
             latest, self._latest = self._latest, {}
-            for prompt_index, output in latest.items():
-                yield Update(prompt_index, output)
+            for update in latest.values():
+                yield update
             if self._failure is not None:
                 raise self._failure
 
@@ -127,6 +127,10 @@ class _Mailbox:
 @asynccontextmanager
 async def running(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Update]]:
     """Start the job; iterate what this gives for its updates. The first failure of a prompt is raised there."""
+    if len(job.prompts) == 1:  # no task beside the reader's own, which every token would have to wake as well
+        async with aclosing(_updates(engine, job, 0)) as updates:
+            yield updates
+        return
     mailbox = _Mailbox(len(job.prompts))
     tasks = [asyncio.create_task(_run_prompt(engine, job, index, mailbox)) for index in range(len(job.prompts))]
     try:
@@ -161,6 +165,17 @@ async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
 
 async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -> None:
     failure: Exception | None = None
+    try:
+        async with aclosing(_updates(engine, job, index)) as updates:
+            async for update in updates:
+                mailbox.put(update)
+    except Exception as exc:  # handed over to the request's own task, which raises it
+        failure = exc
+    mailbox.finish(failure)
+
+
+async def _updates(engine: Engine, job: Job, index: int) -> AsyncGenerator[Update, None]:
+    """Run one prompt, and leave its answer alone for a while after each look."""
     request_id = f"{job.request_id}-{uuid.uuid4().hex[:8]}-{index}"  # a client may send one id twice
     clock = asyncio.get_running_loop().time
     outputs = engine.generate(
@@ -176,23 +191,15 @@ async def _run_prompt(engine: Engine, job: Job, index: int, mailbox: _Mailbox) -
         async for output in outputs:
             note_output(index, output)
             _raise_if_broken(output)
-            mailbox.put(index, output)
-            if not output.finished:
-                await _pause(job.pause_seconds(), since=looked_at)
+            yield Update(index, output)
+            if not output.finished:  # the engine's own steps may have taken longer than the pause
+                rest_seconds = job.pause_seconds() - (clock() - looked_at)
+                if rest_seconds > 0:
+                    await asyncio.sleep(rest_seconds)
             looked_at = clock()
-    except Exception as exc:  # handed over to the request's own task, which raises it
-        failure = exc
     finally:
         if isinstance(outputs, AsyncGenerator):
             await outputs.aclose()
-    mailbox.finish(failure)
-
-
-async def _pause(seconds: float, *, since: float) -> None:
-    """Let the rest of a pause pass; the engine's own steps may have taken longer."""
-    rest = seconds - (asyncio.get_running_loop().time() - since)
-    if rest > 0:
-        await asyncio.sleep(rest)
 
 
 def _raise_if_broken(output: RequestOutput) -> None:

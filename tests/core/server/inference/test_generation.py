@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from loramux.sampling_params import SamplingParams
 from loramux.server.inference import generation
-from loramux.server.inference.generation import fair_pause
+from loramux.server.inference.generation import Job, fair_pause, running
 
 
 @pytest.mark.parametrize(("num_answers", "seconds"), [(0, 0.0), (1, 0.0), (9, 0.0), (10, 0.002), (200, 0.04)])
@@ -26,3 +29,21 @@ async def test_a_stream_that_pauses_loses_nothing(client, engine, monkeypatch: p
     events = (await client.complete(stream=True)).events[:-1]
 
     assert "".join(event["choices"][0]["text"] for event in events) == whole
+
+
+async def test_one_prompt_is_run_by_the_task_that_reads_it(engine) -> None:
+    job = Job("one", [[1]], SamplingParams(max_tokens=3), None)
+
+    async with running(engine, job) as updates:
+        num_tasks = {len(asyncio.all_tasks()) async for _ in updates}
+
+    assert num_tasks == {1}
+
+
+async def test_updates_that_are_left_unread_end_what_runs(engine) -> None:
+    job = Job("one", [[1]], SamplingParams(max_tokens=3), None)
+
+    async with running(engine, job) as updates:
+        await anext(updates)
+
+    assert (engine.num_running, engine.num_aborted) == (0, 1)
