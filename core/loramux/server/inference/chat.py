@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from loramux.server.inference.adapter_defaults import AdapterDefaults
 from loramux.server.inference.answering import answer_request, settle
 from loramux.server.inference.chat_protocol import ChatCompletionRequest
 from loramux.server.inference.chat_tools import ToolUse
-from loramux.server.inference.generation import Job, growing_answers, new_job
+from loramux.server.inference.generation import Growing, Job, new_job, running
 from loramux.server.inference.model_choice import choose_model
 from loramux.server.inference.pieces import AnswerCursor, Piece, chat_logprobs, prompt_logprobs, usage
 from loramux.server.inference.prompts import Cut, Prompt, chat_prompt, check_fits
@@ -176,22 +176,21 @@ class _ChoiceStream:
 async def _events(request: web.Request, body: ChatCompletionRequest) -> AsyncGenerator[Event, None]:
     choices: dict[int, _ChoiceStream] = {}
     latest: list[RequestOutput] = []
-    async with (
-        _prepared(request, body) as chat,
-        aclosing(growing_answers(chat.server.engine, chat.job)) as answers,
-    ):
-        async for update, answer in answers:
+    growing = Growing()
+    async with _prepared(request, body) as chat, running(chat.server.engine, chat.job) as updates:
+        async for update in updates:
             latest = [update.output]
             running_usage = {"usage": usage(latest)} if body.wants_running_usage else {}
-            if answer.index not in choices:
-                opening = chat.chunk([_opening(answer.index)])
-                if body.return_token_ids and not choices:
-                    opening["prompt_token_ids"] = update.output.prompt_token_ids
-                choices[answer.index] = _ChoiceStream(chat)
-                yield {**opening, **running_usage}
-            choice = choices[answer.index].choice(answer)
-            if choice["delta"] or choice["logprobs"] or choice.get("token_ids") or answer.finished:
-                yield {**chat.chunk([choice]), **running_usage}
+            for answer in growing.of(update):
+                if answer.index not in choices:
+                    opening = chat.chunk([_opening(answer.index)])
+                    if body.return_token_ids and not choices:
+                        opening["prompt_token_ids"] = update.output.prompt_token_ids
+                    choices[answer.index] = _ChoiceStream(chat)
+                    yield {**opening, **running_usage}
+                choice = choices[answer.index].choice(answer)
+                if choice["delta"] or choice["logprobs"] or choice.get("token_ids") or answer.finished:
+                    yield {**chat.chunk([choice]), **running_usage}
         if body.wants_usage:
             yield {**chat.chunk([]), "usage": usage(latest)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from loramux.sampling_params import SamplingParams
 from loramux.server.body import read_body
 from loramux.server.inference.adapter_defaults import AdapterDefaults
 from loramux.server.inference.answering import answer_request, settle
-from loramux.server.inference.generation import Job, growing_answers, new_job
+from loramux.server.inference.generation import Growing, Job, new_job, running
 from loramux.server.inference.model_choice import choose_model
 from loramux.server.inference.pieces import (
     AnswerCursor,
@@ -128,11 +128,12 @@ class _ChoiceWriter:
         self._cursor = AnswerCursor()
         self._offset = 0
         self._is_first = True
+        self._is_echo_only = _is_echo_only(completion.body)
 
     def choice(self, output: RequestOutput, answer: CompletionOutput) -> dict[str, object]:
         """Give the next part of the choice; the first one starts with the prompt where an echo was asked for."""
         body = self._completion.body
-        piece, is_first = Piece("") if _is_echo_only(body) else self._cursor.take(answer), self._is_first
+        piece, is_first = Piece("") if self._is_echo_only else self._cursor.take(answer), self._is_first
         self._is_first = False
         with_prompt = piece
         if body.echo and is_first:
@@ -141,8 +142,8 @@ class _ChoiceWriter:
             "index": self._index,
             "text": with_prompt.text,
             "logprobs": self._logprobs(with_prompt),
-            "finish_reason": "length" if _is_echo_only(body) else answer.finish_reason,
-            "stop_reason": None if _is_echo_only(body) else answer.stop_reason,
+            "finish_reason": "length" if self._is_echo_only else answer.finish_reason,
+            "stop_reason": None if self._is_echo_only else answer.stop_reason,
         }
         if body.return_token_ids:
             choice["token_ids"] = list(piece.token_ids)
@@ -162,21 +163,20 @@ class _ChoiceWriter:
 async def _events(request: web.Request, body: CompletionRequest) -> AsyncGenerator[Event, None]:
     writers: dict[tuple[int, int], _ChoiceWriter] = {}
     latest: dict[int, RequestOutput] = {}
-    async with (
-        _prepared(request, body) as completion,
-        aclosing(growing_answers(completion.server.engine, completion.job)) as answers,
-    ):
-        async for update, answer in answers:
+    growing = Growing()
+    async with _prepared(request, body) as completion, running(completion.server.engine, completion.job) as updates:
+        async for update in updates:
             latest[update.prompt_index] = update.output
-            place = (update.prompt_index, answer.index)
-            if place not in writers:
-                writers[place] = _ChoiceWriter(completion, *place)
-            choice = writers[place].choice(update.output, answer)
-            if _says_something(choice):
-                chunk = completion.envelope([choice])
-                if body.wants_running_usage:
-                    chunk["usage"] = completion.usage([update.output])
-                yield chunk
+            for answer in growing.of(update):
+                place = (update.prompt_index, answer.index)
+                if place not in writers:
+                    writers[place] = _ChoiceWriter(completion, *place)
+                choice = writers[place].choice(update.output, answer)
+                if _says_something(choice):
+                    chunk = completion.envelope([choice])
+                    if body.wants_running_usage:
+                        chunk["usage"] = completion.usage([update.output])
+                    yield chunk
         if body.wants_usage:
             yield {**completion.envelope([]), "usage": completion.usage([*latest.values()])}
 

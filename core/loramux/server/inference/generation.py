@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Sized
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -141,17 +141,20 @@ async def running(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Updat
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def growing_answers(engine: Engine, job: Job) -> AsyncGenerator[tuple[Update, CompletionOutput], None]:
-    """Run the job and give each answer whenever its prompt has news; one that has ended comes once and no more."""
-    ended: set[tuple[int, int]] = set()
-    async with running(engine, job) as updates:
-        async for update in updates:
-            for answer in update.output.outputs:
-                place = (update.prompt_index, answer.index)
-                if place not in ended:
-                    yield update, answer
+class Growing:
+    """The answers of a job that still grow; one that has ended comes once and no more."""
+
+    def __init__(self) -> None:
+        self._ended: set[tuple[int, int]] = set()
+
+    def of(self, update: Update) -> Iterator[CompletionOutput]:
+        """Give each answer that an update may have news of."""
+        for answer in update.output.outputs:
+            place = (update.prompt_index, answer.index)
+            if place not in self._ended:
                 if answer.finished:
-                    ended.add(place)
+                    self._ended.add(place)
+                yield answer
 
 
 async def collect(engine: Engine, job: Job) -> list[RequestOutput]:
@@ -205,5 +208,5 @@ async def _updates(engine: Engine, job: Job, index: int) -> AsyncGenerator[Updat
 def _raise_if_broken(output: RequestOutput) -> None:
     if output.error is not None:
         raise output.error
-    if any(answer.finish_reason == "abort" for answer in output.outputs):
+    if output.finished and any(answer.finish_reason == "abort" for answer in output.outputs):
         raise EngineDead("the request was aborted")
