@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Final
 
 import torch
@@ -63,18 +62,19 @@ def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> P
     groups = _groups(weights)
     dtype = _narrowest(groups, dtype, device)
     unit = ALIGNMENT // dtype.itemsize
-    shapes = [(len(group), *shape) for group in groups for shape in (group[0][1].a.shape, group[0][1].b.t().shape)]
-    steps = [-(-rows * columns // unit) * unit for _count, rows, columns in shapes]  # from one module to the next
-    sizes = (count * step for (count, *_), step in zip(shapes, steps, strict=True))
-    *starts, numel = accumulate(sizes, initial=0)
+    places: list[tuple[int, tuple[int, int, int], int]] = []  # start, shape, and numbers from one module to the next
+    numel = 0
+    for group in groups:
+        first = group[0][1]
+        for rows, columns in (first.a.shape, first.b.t().shape):
+            step = -(-rows * columns // unit) * unit
+            places.append((numel, (len(group), rows, columns), step))
+            numel += len(group) * step
     slab = torch.zeros(numel, dtype=dtype, pin_memory=device.type == "cuda")
-    places = (
-        slab.as_strided(shape, (step, shape[2], 1), start)
-        for shape, step, start in zip(shapes, steps, starts, strict=True)
-    )
+    parts = (slab.as_strided(shape, (step, shape[2], 1), start) for start, shape, step in places)
     modules: dict[str, PackedModule] = {}
     for group in groups:
-        a, b = next(places), next(places).transpose(1, 2)
+        a, b = next(parts), next(parts).transpose(1, 2)
         a.copy_(torch.stack([module.a for _path, module in group]))
         b.copy_(_scaled_b(group))
         pairs = zip(group, a.unbind(), b.unbind(), strict=True)
@@ -109,7 +109,8 @@ def _narrowest(groups: Sequence[Group], dtype: torch.dtype, device: torch.device
     (own,) = dtypes
     if own not in (torch.float16, torch.bfloat16):
         return dtype
-    return own if all(torch.equal(b, b.to(own).to(b.dtype)) for b in map(_scaled_b, groups)) else dtype
+    scaled = (_scaled_b(group) for group in groups if any(module.scaling != 1 for _path, module in group))
+    return own if all(torch.equal(b, b.to(own).float()) for b in scaled) else dtype
 
 
 def _view(slab: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
