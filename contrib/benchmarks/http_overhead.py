@@ -240,7 +240,7 @@ def show(rounds: Sequence[Round], model: str, arguments: argparse.Namespace) -> 
     console = Console()
     console.print(table)
     console.print(f"ratios from {ratios[0]:.3f} to {ratios[-1]:.3f}")
-    console.print(f"event-loop lag in ms: p50 {_at(lags, 0.5):.1f}, p99 {_at(lags, 0.99):.1f}, max {lags[-1]:.1f}")
+    console.print(f"event-loop lag in ms: p50 {_at(lags, 0.5):.1f}, max {lags[-1]:.1f}, {len(lags)} looks")
     goal = Goal(f"over HTTP / engine alone, {title}", statistics.median(ratios), GOAL)
     return show_goals([goal], setting=f"{model}, {arguments.prompt_tokens} tokens in, {arguments.tokens} out")
 

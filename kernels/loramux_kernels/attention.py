@@ -3,6 +3,7 @@
 keys and values: [num_blocks, block_size, num_kv_heads, width], contiguous, whose widths may differ. query: [num_rows,
 num_heads * key_dim], whose rows may lie apart; out: [num_rows, num_heads * value_dim], contiguous, of the same dtype
 (float32, float16, bfloat16). num_heads is a multiple of num_kv_heads: neighbouring query heads share a KV head.
+keys and values are of the rows' dtype, or, on a CPU beside rows of float32, of any of ITEM_TYPES.
 A row sees the positions of its sequence up to its own, and becomes the mean of their values, weighted by a `ScoreRule`.
 Sums are float32, a result is rounded once, and no position is read that none of the rows sees. A row depends on no
 other row, in the loops of numba and in Triton's kernels to the bit.

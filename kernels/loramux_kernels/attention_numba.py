@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from loramux_kernels.backend import ITEM_TYPES
 from loramux_kernels.emitter_numba import COLUMNS, LANES
 from loramux_kernels.machine_numba import bits_float, exp, floats, inline, ints, loop, next_item
 from loramux_kernels.team import Loop
@@ -55,7 +56,7 @@ def paged_attention(  # noqa: C901 - one loop nest
     """
     width = -(-block_size // COLUMNS) * COLUMNS  # a tile writes 4 scores
     wide = dim - dim % WIDE
-    nbytes = 4 if item_type == 0 else 2
+    nbytes = ITEM_TYPES[item_type].itemsize
 
     def paged_attention_loop(a: Any) -> None:  # noqa: C901
         num_kv_heads, num_heads, window = a[9], a[10], a[12]

@@ -1,6 +1,7 @@
 """The small ops between a layer's products: each its contract, a torch reference, and the choice of its form.
 
-In all of them rows are tokens, tensors are contiguous and of one dtype and device, and a row depends on no other row.
+In all of them rows are tokens, tensors are contiguous and of one device and, but for a KV cache of 16 bits beside
+float32, of one dtype, and a row depends on no other row.
 The loops of numba are float32 on CPU; they and Triton's kernels differ from the reference in the last bits: of 16-bit
 results the reference rounds what lies between, too.
 """

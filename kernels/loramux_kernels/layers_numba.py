@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from loramux_kernels.backend import ITEM_TYPES
 from loramux_kernels.machine_numba import bits_float, exp, floats, ints, loop, next_item
 from loramux_kernels.team import Loop
 from loramux_kernels.tiles_numba import keep, rotate
@@ -83,7 +84,7 @@ def rotate_and_store(item_type: int) -> Loop:
 
     Arguments: qkv, cos, sin, kv_slots, keys, values, num_heads, num_kv_heads, head_dim. Items: rows.
     """
-    nbytes = 4 if item_type == 0 else 2
+    nbytes = ITEM_TYPES[item_type].itemsize
 
     def rotate_and_store_loop(a: Any) -> None:
         num_heads, num_kv_heads, dim = a[8], a[9], a[10]

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from loramux_kernels import Segments, SlotTable, SlotWeights, lora_linear
+from loramux_kernels.backend import ITEM_TYPES
+from loramux_kernels.emitter_numba import ITEM_NBYTES
 
 
 def make_weights() -> SlotWeights:
@@ -22,6 +24,11 @@ def test_a_slot_holds_the_owners_memory_until_cleared() -> None:
     assert weights.a(1) is None
     assert weights.b(1) is None
     assert weights.highest_rank == 0
+
+
+def test_types_of_items_have_one_number_everywhere() -> None:
+    assert [str(dtype).removeprefix("torch.") for dtype in ITEM_TYPES] == [*ITEM_NBYTES]
+    assert [dtype.itemsize for dtype in ITEM_TYPES] == [*ITEM_NBYTES.values()]
 
 
 def test_no_pair_and_rank_zero_mean_the_same() -> None:

@@ -16,6 +16,8 @@ from loramux.adapters.weights import AdapterWeights, ModuleWeights
 
 ALIGNMENT: Final = 256  # bytes
 
+MOST_NUMBERS: Final = 1 << 20  # of a group: what is made of it on the way takes some times as much memory
+
 Group = list[tuple[str, ModuleWeights]]
 
 
@@ -85,11 +87,16 @@ def pack(weights: AdapterWeights, dtype: torch.dtype, device: torch.device) -> P
 
 def _groups(weights: AdapterWeights) -> list[Group]:
     """Modules whose pairs have the same shapes and dtypes: what is done to one is done to all in one call."""
-    groups: dict[object, Group] = {}
+    groups: list[Group] = []
+    latest: dict[object, Group] = {}
     for path, module in weights.modules.items():
         kind = module.a.shape, module.b.shape, module.a.dtype, module.b.dtype
-        groups.setdefault(kind, []).append((path, module))
-    return list(groups.values())
+        group = latest.get(kind)
+        if group is None or (len(group) + 1) * (module.a.numel() + module.b.numel()) > MOST_NUMBERS:
+            group = latest[kind] = []
+            groups.append(group)
+        group.append((path, module))
+    return groups
 
 
 def _scaled_b(group: Group) -> torch.Tensor:
@@ -98,7 +105,7 @@ def _scaled_b(group: Group) -> torch.Tensor:
     scalings = [module.scaling for _path, module in group]
     if all(scaling == 1 for scaling in scalings):
         return stacked
-    return stacked.float() * torch.tensor(scalings, dtype=torch.float32)[:, None, None]
+    return stacked.float().mul_(torch.tensor(scalings, dtype=torch.float32)[:, None, None])
 
 
 def _narrowest(groups: Sequence[Group], dtype: torch.dtype, device: torch.device) -> torch.dtype:

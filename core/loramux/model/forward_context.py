@@ -42,7 +42,8 @@ class ForwardContext:
     segments / logit_segments: which rows of the batch, and of the rows that reach lm_head, belong to which adapter
     slot; None when no row has an adapter. prefills: sequences with several new tokens, None when there are none.
     masks: scratch of the attention function, per window size. is_fixed: whether loops of numba serve, the tensors of
-    another step of as many rows are these, at the same addresses, and one of other rows or adapters has other segments.
+    another step of as many rows are these, at the same addresses, one of other rows or adapters has other segments,
+    and all rows reach lm_head, with the same segments.
     """
 
     kv_cache: KVCache

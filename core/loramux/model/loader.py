@@ -175,7 +175,8 @@ def _choose_kv_dtype(args: EngineArgs, device: torch.device, dtype: torch.dtype)
     if chosen is not dtype and not is_float32_on_cpu:
         raise ConfigInvalid(
             f"kv_cache_dtype {args.kv_cache_dtype!r} is for a model that a CPU computes in float32, here device is "
-            f"{device.type}, dtype {str(dtype).removeprefix('torch.')} and kernels {args.kernels!r}: leave it at 'auto'"
+            f"{device.type}, dtype {str(dtype).removeprefix('torch.')} and kernels {args.kernels!r}: "
+            "leave it at 'auto', or set those"
         )
     return chosen
 

@@ -60,7 +60,7 @@ class ModelRunner:
             device=loaded.device,
         )
         self.graphs: DecodeGraphs | None = None
-        self._row = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
+        self._row = torch.empty(0, dtype=loaded.dtype, device=loaded.device)  # as rows are, for `use_numba`
         is_recorded = self.fused.stack is not None and use_numba(self._row)
         self._fixed_inputs = self.decode_inputs(args) if is_recorded else None
         self.num_steps = 0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from loramux import LLMEngine, LoRARequest
 from loramux.adapters import known_headers, peft_checkpoint
 from loramux.adapters.known_headers import KnownHeaders
+from loramux.engine.adapter_loader import AdapterLoader
+from tiny_engines import engine_args
 
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 
@@ -43,6 +48,19 @@ def test_two_adapters_of_one_recipe_are_checked_once_and_each_has_its_own_number
         assert torch.equal(ours.b, 3 * first.modules[module].b)
     alone = llama_base.read(adapter.path)
     assert (second.digest, list(second.modules)) == (alone.digest, list(alone.modules))
+
+
+def test_a_loader_checks_the_header_of_a_recipe_once(
+    tiny_llama: Path, make_adapter: Callable[..., Path], parsed: list[int]
+) -> None:
+    engine = LLMEngine(engine_args(tiny_llama))
+    loader = AdapterLoader(engine.runner, engine.args)
+    adapters = [
+        loader.load(LoRARequest(f"twin-{seed}", seed, str(make_adapter(f"twin-{seed}", seed=seed)))) for seed in (1, 2)
+    ]
+    assert len(parsed) == 1
+    assert adapters[0].digest != adapters[1].digest
+    engine.shutdown()
 
 
 def test_another_config_is_another_scaling(llama_base: Any, adapter: Any, parsed: list[int]) -> None:

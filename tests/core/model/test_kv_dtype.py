@@ -64,6 +64,23 @@ def test_a_mixed_batch_is_transformers_and_peft_with_a_rounded_cache(
 
 
 @pytest.mark.parametrize("kv_cache_dtype", DTYPES)
+def test_keys_and_values_are_rounded_as_the_type_says_and_not_otherwise(tiny_llama: Path, kv_cache_dtype: str) -> None:
+    engine = LLMEngine(engine_args(tiny_llama, kv_cache_dtype=kv_cache_dtype))
+    prompt = [*range(3, 40)]
+    engine.add_request("a", prompt, greedy(8, logprobs=1))
+    answer = run(engine)["a"].outputs[0]
+    tokens = [*prompt, *answer.token_ids]
+
+    def distance(reference: Reference) -> float:
+        rows = reference.logprobs(tokens)[len(prompt) - 1 : -1]
+        want = sum(float(row[token]) for row, token in zip(rows, answer.token_ids, strict=True))
+        assert answer.cumulative_logprob is not None
+        return abs(answer.cumulative_logprob - want)
+
+    assert distance(RoundedReference(tiny_llama, kv_cache_dtype)) < 0.1 * distance(Reference(tiny_llama))
+
+
+@pytest.mark.parametrize("kv_cache_dtype", DTYPES)
 def test_neither_neighbours_nor_chunks_nor_a_cached_prefix_change_an_answer(
     tiny_llama: Path, kv_cache_dtype: str
 ) -> None:

@@ -174,6 +174,22 @@ def test_a_recorded_step_is_one_call_from_embedded_tokens_to_logits(
     run(engine)
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")  # PEFT, as it writes the adapter
+def test_rows_of_adapters_on_lm_head_and_others_share_a_tape(
+    make_engine: MakeEngine, make_adapter: MakeAdapter, unrecorded: Callable[..., list[list[int]]]
+) -> None:
+    targets = ["q_proj", "lm_head"]
+    owners = [
+        LoRARequest(name, number, str(make_adapter(name, rank=4, seed=number, **options)))
+        for number, (name, options) in enumerate({"head": {"targets": targets}, "plain": {}}.items(), 1)
+    ]
+    expected = unrecorded(lambda: staggered(make_engine(), [owners[0], owners[1], None]))
+    engine = make_engine()
+
+    assert staggered(engine, [owners[0], owners[1], None]) == expected
+    assert stack_of(engine).num_replays > 3
+
+
 def test_steps_with_prompts_are_not_recorded(make_engine: MakeEngine) -> None:
     engine = make_engine()
     engine.add_request("a", PROMPTS[0], greedy(3))

@@ -44,7 +44,7 @@ DECODER_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "ml
 class FusedModel:
     """A model some of whose forwards are replaced. `linears` has the product that each linear layer is part of.
 
-    stack: its decoder layers, where they are computed as one.
+    stack: its decoder layers and what follows them, where they are computed as one.
     """
 
     def __init__(self) -> None:

@@ -134,6 +134,7 @@ def causal_forward(embedding: nn.Module, rotary: nn.Module, layers: Layers) -> C
         input_ids: torch.Tensor, *, position_ids: torch.Tensor, logits_to_keep: torch.Tensor | int, **_unused: object
     ) -> CausalLMOutputWithPast:
         hidden = embedding(input_ids)
+        assert isinstance(logits_to_keep, torch.Tensor) or logits_to_keep == 0
         wanted = None if isinstance(logits_to_keep, int) else logits_to_keep
         logits = layers(hidden[0], rotary(hidden, position_ids=position_ids), wanted)
         return CausalLMOutputWithPast(logits=logits[None])

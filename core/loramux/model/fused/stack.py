@@ -21,7 +21,7 @@ Layer = Callable[[torch.Tensor, Angles], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A tape of all layers for one number of rows, and the memory of what goes in and comes out."""
+    """A tape of all layers and the ending for one number of rows, and the memory of what goes in and comes out."""
 
     tape: Tape
     rows: torch.Tensor
@@ -35,7 +35,8 @@ class LayerStack:
     ending: the norm behind the layers, and lm_head where that follows at once.
     The first step of some number of rows whose context `is_fixed` is recorded, and the following ones run its tape,
     with the same results to the bit. With and without adapters are two tapes: which adapters, and on what rows, is
-    brought up to date when it changes. Belongs to the engine thread.
+    brought up to date when it changes. The logits of the largest batch so far keep their memory. Belongs to the engine
+    thread.
     """
 
     def __init__(self, layers: Sequence[Layer], ending: Rows) -> None:
@@ -86,6 +87,7 @@ class LayerStack:
 
     def _record(self, rows: torch.Tensor, angles: Angles, context: ForwardContext) -> _Recorded:
         """Compute a step from copies of its inputs, layer by layer."""
+        assert context.logit_segments is context.segments, "a tape renews both by the same segments"
         self._inputs.rewind()
         held, cos, sin = (_copy(tensor, self._inputs) for tensor in (rows, *angles))
         held_angles = cos, sin

@@ -11,7 +11,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence, Sized
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -201,8 +201,16 @@ async def _updates(engine: Engine, job: Job, index: int) -> AsyncGenerator[Updat
                     await asyncio.sleep(rest_seconds)
             looked_at = clock()
     finally:
+        await _note_unread(index, outputs)
         if isinstance(outputs, AsyncGenerator):
             await outputs.aclose()
+
+
+async def _note_unread(index: int, outputs: AsyncIterator[RequestOutput]) -> None:
+    """Note what an answer has come to that is left: whoever takes nothing has not looked at it for a while."""
+    with suppress(Exception):  # it has ended, or there is nothing new
+        async with asyncio.timeout(0):
+            note_output(index, await anext(outputs))
 
 
 def _raise_if_broken(output: RequestOutput) -> None:

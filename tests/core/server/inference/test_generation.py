@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from fake_engine import FakeEngine
+from loramux.outputs import RequestOutput
 from loramux.sampling_params import SamplingParams
 from loramux.server.inference import generation
 from loramux.server.inference.generation import Job, fair_pause, running
@@ -47,3 +51,30 @@ async def test_updates_that_are_left_unread_end_what_runs(engine) -> None:
         await anext(updates)
 
     assert (engine.num_running, engine.num_aborted) == (0, 1)
+
+
+class Ahead(FakeEngine):
+    """Has its outputs ready before anybody looks."""
+
+    async def generate(self, *arguments: Any, **options: Any) -> AsyncIterator[RequestOutput]:
+        for output in [output async for output in super().generate(*arguments, **options)]:
+            yield output
+
+
+async def test_what_came_since_the_last_look_is_counted_when_an_answer_is_left(
+    engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(
+        generation, "note_output", lambda _index, output: noted.append(len(output.outputs[0].token_ids))
+    )
+    job = Job("one", [[1]], SamplingParams(max_tokens=3), None)
+
+    async with running(Ahead(), job) as updates:
+        await anext(updates)
+    assert noted == [1, 2]
+
+    engine.hold_after = 1
+    async with running(engine, job) as updates:
+        await anext(updates)
+    assert noted == [1, 2, 1], "what is not there yet is not waited for"
