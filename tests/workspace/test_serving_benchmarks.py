@@ -106,6 +106,22 @@ def test_steps_are_timed_with_few_and_with_many_registered(run: object, tiny_lla
     assert "time per step, 20 registered / 10" in out
 
 
+def test_steps_are_timed_for_every_rank_and_number_of_adapters(run: object, tiny_llama: Path) -> None:
+    sizes = ("--adapters", "1", "4", "--ranks", "2", "5", "--steps", "1", "--rounds", "1")
+    out = run("adapter_growth", str(tiny_llama), *sizes)
+
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")][:2] == ["2", "5"]
+    assert "R² of a step's time by adapters x rank and rows x rank" in out
+
+
+def test_what_grows_linearly_lies_on_a_plane_and_nothing_else_does(made_adapters: ModuleType) -> None:
+    growth = importlib.import_module("adapter_growth")
+    places = [(rank, count) for rank in (8, 16, 32, 64) for count in (1, 2, 4, 8, 16, 32)]
+
+    assert growth.explained({place: 1 + 0.01 * place[0] * place[1] + 0.1 * place[0] for place in places}) > 0.999
+    assert growth.explained({place: 1 + (place == (64, 32)) for place in places}) < 0.95
+
+
 def test_every_part_of_a_step_is_timed(run: object, tiny_llama: Path) -> None:
     out = run("step_overhead", "--model", str(tiny_llama), "--sequences", "2", "--prompt", "4", "--steps", "3")
 
