@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 from goal_table import Goal, show_goals
-from loramux import EngineArgs, LLMEngine, SamplingParams
+from loramux import EngineArgs, LLMEngine
 from loramux.adapters.packed import PackedAdapter, pack
 from loramux.adapters.weights import AdapterWeights, BaseModelSpec, ModuleWeights
-from loramux.batch import BASE_SLOT, ScheduledBatch, ScheduledSequence
-from loramux.model.sampling_row import SamplingRow
+from loramux.batch import BASE_SLOT
+from peers.loramux_attention import decode_batch
 
 NUM_ROWS = 32
-POSITION = 15
+NUM_CONTEXT = 16
 WARM_UP_STEPS = 2
 Place = tuple[int, int]  # a rank, and how many adapters
 
@@ -94,26 +94,12 @@ def random_adapter(base: BaseModelSpec, rank: int, name: str) -> PackedAdapter:
 
 
 def _seconds_per_step(engine: LLMEngine, num_adapters: int, num_steps: int) -> float:
-    block_size = engine.runner.kv_cache.block_size
-    blocks_each = -(-(POSITION + 1) // block_size)
-    sequences = tuple(
-        ScheduledSequence(
-            request_id=str(row),
-            token_ids=(row,),
-            position=POSITION,
-            block_table=tuple(range(row * blocks_each, (row + 1) * blocks_each)),
-            slot=row * num_adapters // NUM_ROWS if num_adapters else BASE_SLOT,
-            num_logits=1,
-            samples=True,
-        )
-        for row in range(NUM_ROWS)
-    )
-    params = SamplingParams(temperature=0)
-    rows = {sequence.request_id: SamplingRow(params, (0,), [], random.Random(0)) for sequence in sequences}
+    slots = [row * num_adapters // NUM_ROWS if num_adapters else BASE_SLOT for row in range(NUM_ROWS)]
+    batch, rows = decode_batch(engine.runner, slots, NUM_CONTEXT)
     seconds = []
     for _step in range(WARM_UP_STEPS + num_steps):
         began = time.perf_counter()
-        engine.runner.execute(ScheduledBatch(sequences, ()), rows)
+        engine.runner.execute(batch, rows)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[WARM_UP_STEPS:])
 

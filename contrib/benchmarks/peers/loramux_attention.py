@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import torch
@@ -55,7 +55,7 @@ def attention_figures(engine: LLMEngine, num_requests: int, num_context: int) ->
     never was is one page, read from the cache. The scheduler's share of a step is left out.
     """
     runner = engine.runner
-    batch, rows = _decode_batch(runner, num_requests, num_context)
+    batch, rows = decode_batch(runner, [BASE_SLOT] * num_requests, num_context)
     clock = AttentionClock()
     step_seconds = _time_steps(lambda: runner.execute(batch, rows), clock)
     with (
@@ -84,23 +84,24 @@ def _time_steps(step: Callable[[], object], clock: AttentionClock) -> float:
     return time.perf_counter() - began
 
 
-def _decode_batch(
-    runner: ModelRunner, num_requests: int, num_context: int
+def decode_batch(
+    runner: ModelRunner, slots: Sequence[int], num_context: int
 ) -> tuple[ScheduledBatch, dict[str, SamplingRow]]:
+    """A decode step of one sequence for each of the adapter slots, over contexts of so many tokens, for `execute`."""
     cache = runner.kv_cache
     num_blocks = -(-num_context // cache.block_size)
-    assert num_requests * num_blocks <= cache.num_blocks, "the contexts do not fit the KV memory"
+    assert len(slots) * num_blocks <= cache.num_blocks, "the contexts do not fit the KV memory"
     sequences = tuple(
         ScheduledSequence(
             request_id=str(number),
             token_ids=(number,),
             position=num_context - 1,
             block_table=tuple(range(number * num_blocks, (number + 1) * num_blocks)),
-            slot=BASE_SLOT,
+            slot=slot,
             num_logits=1,
             samples=True,
         )
-        for number in range(num_requests)
+        for number, slot in enumerate(slots)
     )
     params = SamplingParams(temperature=0)
     rows = {sequence.request_id: SamplingRow(params, (0,), [], random.Random(0)) for sequence in sequences}

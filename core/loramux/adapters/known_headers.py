@@ -6,10 +6,11 @@ to read it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+
+from cachetools import LRUCache
 
 from loramux.adapters.adapter_layout import AdapterLayout
 from loramux.adapters.safetensors_header import TensorEntry
@@ -33,20 +34,17 @@ class KnownHeaders:
     """The headers checked last, of adapters for one base model and one highest rank. Any thread may ask."""
 
     def __init__(self) -> None:
-        self._checked: OrderedDict[Content, CheckedHeader] = OrderedDict()
+        self._checked: LRUCache[Content, CheckedHeader] = LRUCache(MAX_HEADERS)
         self._lock = Lock()
 
     def get(self, content: Content, check: Callable[[], CheckedHeader]) -> CheckedHeader:
         """What was found for the same content, to the byte, or else what `check` finds; what it raises is not kept."""
         with self._lock:
             checked = self._checked.get(content)
-            if checked is not None:
-                self._checked.move_to_end(content)
-                return checked
+        if checked is not None:
+            return checked
         checked = check()
         if len(content[0]) + len(content[1]) <= MAX_NBYTES:
             with self._lock:
                 self._checked[content] = checked
-                while len(self._checked) > MAX_HEADERS:
-                    self._checked.popitem(last=False)
         return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,29 @@ def test_a_layer_that_differs_by_one_constant_keeps_its_own_forward(tiny_llama: 
     check_fused(model, probed)
 
 
-def test_what_computes_something_else_is_found_out_and_undone(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def runner_of_spoiled(
+    folder: Path, spoil: Callable[[PreTrainedModel, FusedModel], None], monkeypatch: pytest.MonkeyPatch
+) -> ModelRunner:
+    """A runner whose model is spoiled as soon as it is fused."""
+
     def fuse_wrongly(model: PreTrainedModel, flat_modules: frozenset[str]) -> FusedModel:
         fused = fuse(model, flat_modules)
-        linear = fused.linears[model.lm_head]
-        linear._bias = torch.ones(linear.out_features)
+        spoil(model, fused)
         return fused
 
     monkeypatch.setattr(runner_module, "fuse", fuse_wrongly)
-    runner = ModelRunner(load_model(args := EngineArgs(model=str(tiny_llama), max_model_len=64)), args)
+    args = EngineArgs(model=str(folder), max_model_len=64)
+    return ModelRunner(load_model(args), args)
+
+
+def test_what_computes_something_else_is_found_out_and_undone(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(model: PreTrainedModel, fused: FusedModel) -> None:
+        linear = fused.linears[model.lm_head]
+        linear._bias = torch.ones(linear.out_features)
+
+    runner = runner_of_spoiled(tiny_llama, spoil, monkeypatch)
 
     assert fused_kinds(runner.loaded.model) == set()
     assert "layers not fused model=LlamaForCausalLM" in caplog.text
@@ -124,13 +137,7 @@ def test_a_model_that_hands_over_embeddings_goes_through_its_layers_too(tiny_lla
 def test_what_fails_where_layers_are_fused_is_undone(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fuse_wrongly(model: PreTrainedModel, flat_modules: frozenset[str]) -> FusedModel:
-        fused = fuse(model, flat_modules)
-        fused.replace(model, lambda: None)
-        return fused
-
-    monkeypatch.setattr(runner_module, "fuse", fuse_wrongly)
-    runner = ModelRunner(load_model(args := EngineArgs(model=str(tiny_llama), max_model_len=64)), args)
+    runner = runner_of_spoiled(tiny_llama, lambda model, fused: fused.replace(model, lambda: None), monkeypatch)
 
     assert fused_kinds(runner.loaded.model) == set()
     assert 'layers not fused model=LlamaForCausalLM reason="TypeError' in caplog.text
